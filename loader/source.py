@@ -1,0 +1,52 @@
+"""The program's C source as one text, and how it is compiled.
+
+BCC rewrites map accesses only in the file that it is given, not in what that includes, so the
+project's own headers are laid into the entry file, with `#line` marks that keep every error
+message pointing at the file a person would edit.
+"""
+
+import re
+import sysconfig
+from pathlib import Path
+
+__all__ = ["BPF_FOLDER", "compiler_flags", "entry_source", "kernel_source"]
+
+BPF_FOLDER = Path(__file__).resolve().parent.parent / "bpf"
+
+_INCLUDE = re.compile(r'^#include "([a-z0-9_]+\.h)"$')
+
+
+def entry_source() -> str:
+    """The whole program: `bpf/shunt.c` with each of its own headers in place, once."""
+    return "".join(_lines("shunt.c", seen=set()))
+
+
+def _lines(name: str, *, seen: set[str]) -> list[str]:
+    seen.add(name)
+    lines = [f'#line 1 "bpf/{name}"\n']
+    for number, line in enumerate((BPF_FOLDER / name).read_text().splitlines(), start=1):
+        include = _INCLUDE.match(line)
+        if include is None:
+            lines.append("\n" if line == "#pragma once" else line + "\n")
+            continue
+        if include[1] not in seen:
+            lines += _lines(include[1], seen=seen)
+        lines.append(f'#line {number + 1} "bpf/{name}"\n')
+    return lines
+
+
+def kernel_source() -> Path:
+    """The include tree that stands for the kernel's own (see `bpf/kernel/README.md`)."""
+    return BPF_FOLDER / "kernel"
+
+
+def compiler_flags(pins: Path) -> list[str]:
+    """Flags for BCC: where UAPI headers are, and where the maps are pinned."""
+    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
+    return [
+        "-I/usr/include",
+        f"-I/usr/include/{multiarch}",
+        f'-DSHUNT_PINS="{pins}"',
+        "-Wall",
+        "-Wno-unused-function",
+    ]

@@ -1,0 +1,1 @@
+"""Everything that terminates WebRTC: ICE over one socket, sessions, signaling, media."""
