@@ -10,6 +10,10 @@
 /* One element. The agent writes it before it attaches the program. */
 BPF_TABLE_PINNED("array", u32, struct shunt_settings, settings, 1, SHUNT_PINS "/settings");
 
+/* Where the program is attached. The agent writes it, for the inspector. */
+BPF_TABLE_PINNED("array", u32, struct shunt_interface, interfaces, SHUNT_INTERFACES,
+		 SHUNT_PINS "/interfaces");
+
 /* Ufrag to transceiver. The agent adds and removes; the program fills in the slots. */
 BPF_TABLE_PINNED("hash", struct shunt_ufrag, struct shunt_route, routes, SHUNT_ROUTES,
 		 SHUNT_PINS "/routes");

@@ -36,6 +36,14 @@ struct shunt_settings {
 	__u32 inside_interfaces[SHUNT_INTERFACES]; /* ifindex, 0: none */
 };
 
+/* An interface that the program is attached to, for those who look; packets do not. */
+struct shunt_interface {
+	__u32 ifindex; /* 0: this entry is not in use */
+	__u32 inside;  /* whether transceivers' packets may come in here */
+	__u32 mode;    /* XDP_ATTACHED_… of linux/if_link.h */
+	__u8 name[16]; /* zero beyond the end */
+};
+
 struct shunt_ufrag {
 	__u32 length;
 	__u8 text[SHUNT_UFRAG_LENGTH + 4]; /* zero beyond length; holds the colon while parsing */

@@ -1,0 +1,576 @@
+"""The agent: the one process of a relay host that owns the maps, and its HTTP API.
+
+Decisions are `table`'s (who may route) and `flows`' (which slots end); here they meet the maps,
+the clock, netlink and HTTP. What it leaves in the maps outlives it: a new agent adopts it.
+"""
+
+import asyncio
+import ctypes
+import fcntl
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket as sockets
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from pyroute2 import AsyncIPRoute, IPRoute
+
+from loader import datapath, types
+from loader.client import DEFAULT_SOCKET, Vip
+from loader.errors import ShuntError
+from loader.flows import FlowTable
+from loader.maps import DEFAULT_PINS, Interface, Maps, Rate, versioned
+from loader.nexthop import NEIGHBOUR_EVENTS, next_hop
+from loader.table import LEASE_SECONDS, Lease, Refused, Registered, RouteTable
+
+__all__ = ["Agent", "AgentConfig", "run", "unload"]
+
+log = logging.getLogger(__name__)
+
+_SWEEP_SECONDS = 1.0
+_BODY_LIMIT = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """How a relay host is set up.
+
+    *public* and *inside* are interfaces; one may be both. Ports *first_port* to *last_port* of the
+    inside address are slots; by default they lie below the kernel's own ephemeral ports. *uids*
+    may use the socket, besides root and the agent's own.
+    """
+
+    public: tuple[str, ...]
+    inside: tuple[str, ...]
+    vips: tuple[Vip, ...]
+    inside_address: str
+    socket: Path = Path(DEFAULT_SOCKET)
+    pins: Path = DEFAULT_PINS
+    first_port: int = 10000
+    last_port: int = 32767
+    uids: frozenset[int] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        """Raises ShuntError for what cannot work."""
+        if not self.public or not self.inside:
+            raise ShuntError("the relay needs a public and an inside interface")
+        if len(self.interfaces) > types.INTERFACES:
+            raise ShuntError(f"the relay takes at most {types.INTERFACES} interfaces")
+        if not 1 <= len(self.vips) <= types.VIPS:
+            raise ShuntError(f"the relay takes 1 to {types.VIPS} VIPs")
+        for what, address in [("VIP", vip.address) for vip in self.vips] + [
+            ("inside address", self.inside_address)
+        ]:
+            try:
+                version = ipaddress.ip_address(address).version
+            except ValueError:
+                raise ShuntError(f"the {what} {address!r} is no IP address") from None
+            if version != 4:
+                raise ShuntError(f"the {what} {address} is not IPv4, and IPv6 is not built yet")
+        if not all(1 <= vip.port <= 65535 for vip in self.vips):
+            raise ShuntError("a VIP's port is 1 to 65535")
+        if not 1024 <= self.first_port <= self.last_port <= 65535:
+            raise ShuntError("the inside ports must be a range within 1024 to 65535")
+        if any(
+            vip.address == self.inside_address and self.first_port <= vip.port <= self.last_port
+            for vip in self.vips
+        ):
+            raise ShuntError("a VIP's port is among the inside ports of the same address")
+
+    @property
+    def interfaces(self) -> list[str]:
+        """Every interface once, the public ones first."""
+        return list(dict.fromkeys(self.public + self.inside))
+
+
+class Agent:
+    """The running agent, between the maps and the API. `clock` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        maps: Maps,
+        netlink: AsyncIPRoute,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self._maps = maps
+        self._netlink = netlink
+        self._netlink_turn = asyncio.Lock()
+        self._clock = clock
+        self._interfaces: list[Interface] = []
+        self._table = RouteTable(indexes=types.TRANSCEIVERS)
+        self._neighbours_changed = asyncio.Event()
+
+    # Start.
+
+    def configure(self, attachments: list[datapath.Attachment]) -> None:
+        """Write settings and interfaces into the maps. The program may be attached already."""
+        self._interfaces = [
+            Interface(
+                name=attachment.interface,
+                ifindex=attachment.ifindex,
+                inside=attachment.interface in self.config.inside,
+                mode=attachment.mode,
+            )
+            for attachment in attachments
+        ]
+        settings = types.Settings(
+            inside_address=types.packed_address(self.config.inside_address),
+            first_port=self.config.first_port,
+            last_port=self.config.last_port,
+        )
+        for entry, vip in zip(settings.vips, self.config.vips, strict=False):
+            entry.address = types.packed_address(vip.address)
+            entry.port = vip.port
+        inside = [interface.ifindex for interface in self._interfaces if interface.inside]
+        for place, ifindex in enumerate(inside):
+            settings.inside_interfaces[place] = ifindex
+        self._maps.configure(settings)
+        self._maps.set_interfaces(self._interfaces)
+        self._flows = FlowTable(self._maps)
+
+    def adopt(self) -> None:
+        """Take over the transceivers, routes and flows that an earlier agent left in the maps."""
+        now = self._clock()
+        leases = {}
+        for index, entry in self._maps.transceivers():
+            leases[index] = Lease(
+                id=bytes(entry.id).rstrip(b"\0").decode(),
+                index=index,
+                instance=entry.instance,
+                address=types.text_address(bytes(entry.address)),
+                port=entry.port,
+                http="",
+                capacity=types.ROUTES,
+                expires=now,
+            )
+        for ufrag, route in list(self._maps.routes()):
+            if route.transceiver in leases:
+                leases[route.transceiver].routes[ufrag] = route.id
+            else:
+                self._maps.remove_route(ufrag)
+        for lease in leases.values():
+            self._table.adopt(lease, now=now)
+        self._table.adopt_route_ids(self._flows.highest_route())
+        self._table.adopt_indexes(self._flows.transceivers() - set(leases))
+        free = self._flows.rebuild_free()
+        log.info(
+            "adopted %d transceivers, %d routes; %d ports are free",
+            len(leases),
+            len(self._table.route_ids()),
+            free,
+        )
+
+    # What the API asks for.
+
+    async def register(self, id: str, body: dict[str, Any]) -> tuple[Registered, bool]:
+        """Make or renew a lease; the transceiver's entry is in the map when this returns."""
+        try:
+            address = str(ipaddress.IPv4Address(body["address"]))
+            registered = self._table.register(
+                id,
+                instance=_typed(body, "instance", str),
+                address=address,
+                port=_typed(body, "port", int),
+                http=_typed(body, "http", str),
+                capacity=_typed(body, "capacity", int),
+                now=self._clock(),
+            )
+        except KeyError as error:
+            raise Refused(400, f"{error.args[0]} is missing") from None
+        except (ipaddress.AddressValueError, TypeError) as error:
+            raise Refused(400, str(error)) from None
+        for ended in registered.ended:
+            self._end(ended, "superseded")
+        lease = registered.lease
+        if registered.new:
+            log.info("transceiver %s at %s:%d", lease.id, lease.address, lease.port)
+            self._write(lease)
+        await self._resolve(lease)
+        return registered, bool(self._maps.transceiver(lease.index).resolved)
+
+    def deregister(self, id: str, instance: str) -> None:
+        """End a lease."""
+        lease = self._table.deregister(id, instance=instance)
+        if lease:
+            self._end(lease, "deregistered")
+
+    def add_route(self, ufrag: str, *, transceiver: str, instance: str) -> None:
+        """Make a route; the map holds it when this returns."""
+        id = self._table.add_route(ufrag, transceiver=transceiver, instance=instance)
+        if id is None:
+            return
+        lease = self._table.owner(ufrag)
+        assert lease is not None
+        try:
+            self._maps.add_route(ufrag, id=id, transceiver=lease.index)
+        except ShuntError as full:
+            self._table.remove_route(ufrag, instance=instance)
+            raise Refused(507, full.what) from None
+
+    def remove_route(self, ufrag: str, *, instance: str) -> None:
+        """Remove a route and close its flows."""
+        id = self._table.remove_route(ufrag, instance=instance)
+        if id is not None:
+            self._maps.remove_route(ufrag)
+            self._flows.close_routes([id], now=self._clock())
+
+    def transceivers(self) -> dict[str, Any]:
+        """`GET /v1/transceivers`."""
+        now = self._clock()
+        return {
+            "transceivers": [
+                {
+                    "id": lease.id,
+                    "address": lease.address,
+                    "port": lease.port,
+                    "http": lease.http,
+                    "capacity": lease.capacity,
+                    "routes": len(lease.routes),
+                    "lease_s": round(lease.expires - now, 3),
+                    "reachable": bool(self._maps.transceiver(lease.index).resolved),
+                }
+                for lease in self._table.leases()
+            ]
+        }
+
+    def routes(self) -> dict[str, Any]:
+        """`GET /v1/routes`."""
+        slots: dict[int, list[int]] = {}
+        for flow in self._flows.flows(now=self._clock()):
+            if flow.state is not types.State.CLOSING:
+                slots.setdefault(flow.route, []).append(flow.port)
+        return {
+            "routes": [
+                {"ufrag": ufrag, "transceiver": lease.id, "slots": slots.get(id, [])}
+                for lease in self._table.leases()
+                for ufrag, id in lease.routes.items()
+            ]
+        }
+
+    def flows(self) -> dict[str, Any]:
+        """`GET /v1/flows`."""
+        ufrags = {id: u for lease in self._table.leases() for u, id in lease.routes.items()}
+        ids = {lease.index: lease.id for lease in self._table.leases()}
+        return {
+            "flows": [
+                {
+                    "port": flow.port,
+                    "state": flow.state.name.lower(),
+                    "client": f"{flow.client}:{flow.client_port}",
+                    "vip": _vip_text(self.config.vips, flow.vip),
+                    "ufrag": ufrags.get(flow.route),
+                    "transceiver": ids.get(flow.transceiver),
+                    "idle_s": round(flow.idle_s, 1),
+                    "validated": flow.proven,
+                    "to_transceiver": _rate(Rate(*flow.to_transceiver)),
+                    "to_client": _rate(Rate(*flow.to_client)),
+                }
+                for flow in self._flows.flows(now=self._clock())
+            ]
+        }
+
+    def counters(self) -> dict[str, Any]:
+        """`GET /v1/counters`."""
+        counters = self._maps.counters()
+        return {
+            "mode": {i.name: i.mode.name.lower() for i in self._interfaces},
+            "to_transceiver": _rate(counters.to_transceiver),
+            "to_client": _rate(counters.to_client),
+            "passed": _rate(counters.passed),
+            "dropped": counters.dropped,
+        }
+
+    def not_ready(self) -> str | None:
+        """Why the relay cannot do its work, or None if it can."""
+        for interface in self._interfaces:
+            if interface.mode is types.Mode.DETACHED:
+                return f"{interface.name} no longer carries the XDP program"
+        return None
+
+    # What time and the network ask for.
+
+    async def keep(self) -> None:
+        """Forever: end leases, close and free slots, follow the neighbours and the interfaces."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SWEEP_SECONDS):
+                    await self._neighbours_changed.wait()
+            self.sweep()
+            changed = self._neighbours_changed.is_set()
+            self._neighbours_changed.clear()
+            for lease in self._table.leases():
+                if changed or not self._maps.transceiver(lease.index).resolved:
+                    await self._resolve(lease)
+            await self._look_at_interfaces()
+
+    def sweep(self) -> None:
+        """One round of everything that ends by time."""
+        now = self._clock()
+        for lease in self._table.expire(now=now):
+            self._end(lease, "lease ended")
+        self._flows.sweep(self._table.route_ids(), now=now)
+        in_use = self._flows.transceivers()
+        for index in self._table.resting_indexes():
+            if index not in in_use:
+                self._table.release_index(index)
+
+    async def watch_neighbours(self) -> None:
+        """Forever: wake `keep` when a MAC address changes."""
+        async with AsyncIPRoute() as netlink:
+            await netlink.bind(NEIGHBOUR_EVENTS)
+            async for message in netlink.get():
+                if message["event"] in ("RTM_NEWNEIGH", "RTM_DELNEIGH"):
+                    self._neighbours_changed.set()
+
+    async def _resolve(self, lease: Lease) -> None:
+        async with self._netlink_turn:
+            hop = await next_hop(self._netlink, lease.address)
+        entry = self._maps.transceiver(lease.index)
+        # The last next hop stands while the kernel knows none: better than none at all.
+        if hop is None or not entry.port:
+            return
+        if entry.resolved and (entry.ifindex, bytes(entry.mac), bytes(entry.source_mac)) == (
+            hop.ifindex,
+            hop.mac,
+            hop.source_mac,
+        ):
+            return
+        ctypes.memmove(entry.mac, hop.mac, 6)
+        ctypes.memmove(entry.source_mac, hop.source_mac, 6)
+        entry.ifindex, entry.resolved = hop.ifindex, 1
+        self._maps.set_transceiver(lease.index, entry)
+        log.info("transceiver %s is at %s", lease.id, hop.mac.hex(":"))
+
+    async def _look_at_interfaces(self) -> None:
+        modes = await asyncio.to_thread(_modes, [i.ifindex for i in self._interfaces])
+        changed = [
+            Interface(name=i.name, ifindex=i.ifindex, inside=i.inside, mode=mode)
+            for i, mode in zip(self._interfaces, modes, strict=True)
+        ]
+        if changed != self._interfaces:
+            log.warning("XDP on interfaces is now: %s", {i.name: i.mode.name for i in changed})
+            self._interfaces = changed
+            self._maps.set_interfaces(changed)
+
+    def _write(self, lease: Lease) -> None:
+        entry = types.Transceiver(
+            address=types.packed_address(lease.address), port=lease.port, instance=lease.instance
+        )
+        ctypes.memmove(entry.id, lease.id.encode(), len(lease.id))
+        self._maps.set_transceiver(lease.index, entry)
+
+    def _end(self, lease: Lease, why: str) -> None:
+        log.info("transceiver %s: %s; %d routes go", lease.id, why, len(lease.routes))
+        for ufrag in lease.routes:
+            self._maps.remove_route(ufrag)
+        self._flows.close_routes(lease.routes.values(), now=self._clock())
+        self._maps.set_transceiver(lease.index, types.Transceiver())
+
+
+def _modes(ifindexes: list[int]) -> list[types.Mode]:
+    with IPRoute() as netlink:
+        return [datapath.attached_mode(netlink, ifindex) for ifindex in ifindexes]
+
+
+def _typed(body: dict[str, Any], name: str, kind: type[Any]) -> Any:
+    value = body[name]
+    if type(value) is not kind:
+        raise TypeError(f"{name} must be {'a number' if kind is int else 'text'}")
+    return value
+
+
+def _rate(rate: Rate) -> dict[str, int]:
+    return {"packets": rate.packets, "bytes": rate.bytes}
+
+
+def _vip_text(vips: tuple[Vip, ...], index: int) -> str | None:
+    return f"{vips[index].address}:{vips[index].port}" if index < len(vips) else None
+
+
+# HTTP.
+
+_AGENT: web.AppKey[Agent] = web.AppKey("agent", Agent)
+
+
+@web.middleware
+async def _answer(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Only to those who may ask, and every failure as one sentence of JSON."""
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError
+    allowed = {0, os.geteuid()} | request.app[_AGENT].config.uids
+    if _peer_uid(transport.get_extra_info("socket")) not in allowed:
+        return web.json_response({"error": "this user may not use the agent"}, status=403)
+    try:
+        return await handler(request)
+    except Refused as refused:
+        return web.json_response({"error": refused.why}, status=refused.status)
+    except web.HTTPException as error:
+        return web.json_response({"error": error.reason}, status=error.status)
+
+
+def _peer_uid(connection: Any) -> int:
+    credentials = connection.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, 12)
+    _pid, uid, _gid = struct.unpack("iII", credentials)
+    return int(uid)
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    try:
+        body = await request.json()
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise Refused(400, "the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise Refused(400, "the body is not a JSON object")
+    return body
+
+
+def _instance(request: web.Request) -> str:
+    instance = request.headers.get("Shunt-Instance")
+    if instance is None:
+        raise Refused(400, "the header Shunt-Instance is missing")
+    return instance
+
+
+async def _put_transceiver(request: web.Request) -> web.Response:
+    agent = request.app[_AGENT]
+    registered, reachable = await agent.register(request.match_info["id"], await _body(request))
+    answer = {
+        "id": registered.lease.id,
+        "lease_s": LEASE_SECONDS,
+        "reachable": reachable,
+        "vips": [{"address": v.address, "port": v.port} for v in agent.config.vips],
+    }
+    return web.json_response(answer, status=201 if registered.new else 200)
+
+
+async def _delete_transceiver(request: web.Request) -> web.Response:
+    request.app[_AGENT].deregister(request.match_info["id"], _instance(request))
+    return web.Response(status=204)
+
+
+async def _put_route(request: web.Request) -> web.Response:
+    ufrag = request.match_info["ufrag"]
+    body = await _body(request)
+    transceiver = body.get("transceiver")
+    if not isinstance(transceiver, str):
+        raise Refused(400, "transceiver is missing")
+    request.app[_AGENT].add_route(ufrag, transceiver=transceiver, instance=_instance(request))
+    return web.json_response({"ufrag": ufrag, "transceiver": transceiver}, status=201)
+
+
+async def _delete_route(request: web.Request) -> web.Response:
+    request.app[_AGENT].remove_route(request.match_info["ufrag"], instance=_instance(request))
+    return web.Response(status=204)
+
+
+async def _ready(request: web.Request) -> web.Response:
+    why = request.app[_AGENT].not_ready()
+    if why:
+        raise Refused(503, why)
+    return web.json_response({"ready": True})
+
+
+def _reader(read: Callable[[Agent], dict[str, Any]]) -> Any:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response(read(request.app[_AGENT]))
+
+    return handler
+
+
+def application(agent: Agent) -> web.Application:
+    """The HTTP API over an agent."""
+    app = web.Application(middlewares=[_answer], client_max_size=_BODY_LIMIT)
+    app[_AGENT] = agent
+    app.add_routes(
+        [
+            web.put("/v1/transceivers/{id}", _put_transceiver),
+            web.delete("/v1/transceivers/{id}", _delete_transceiver),
+            web.put("/v1/routes/{ufrag:.+}", _put_route),
+            web.delete("/v1/routes/{ufrag:.+}", _delete_route),
+            web.get("/v1/transceivers", _reader(Agent.transceivers)),
+            web.get("/v1/routes", _reader(Agent.routes)),
+            web.get("/v1/flows", _reader(Agent.flows)),
+            web.get("/v1/counters", _reader(Agent.counters)),
+            web.get("/healthz", _reader(lambda agent: {"alive": True})),
+            web.get("/readyz", _ready),
+        ]
+    )
+    return app
+
+
+def run(config: AgentConfig) -> None:
+    """Load, attach, adopt and serve, until SIGTERM or SIGINT.
+
+    The program and its maps stay when this ends; `unload` takes them away. Raises ShuntError.
+    """
+    if os.geteuid() != 0:
+        raise ShuntError("the agent loads BPF programs, which is root's", "Use sudo.")
+    datapath.mount_bpffs()
+    versioned(config.pins).mkdir(parents=True, exist_ok=True)
+    lock = os.open(config.pins, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ShuntError(f"another agent owns {config.pins}", "One agent a relay host.") from None
+    program = datapath.load(config.pins)
+    log.info("program %s (id %d) is loaded", program.tag, program.id)
+    with Maps(config.pins, writable=True) as maps:
+        asyncio.run(_serve(config, maps))
+
+
+async def _serve(config: AgentConfig, maps: Maps) -> None:
+    attachments = await asyncio.to_thread(datapath.attach, config.pins, config.interfaces)
+    for attachment in attachments:
+        why = f" ({attachment.why})" if attachment.why else ""
+        log.info("%s: %s mode%s", attachment.interface, attachment.mode.name.lower(), why)
+    async with AsyncIPRoute() as netlink:
+        agent = Agent(config, maps, netlink)
+        agent.configure(attachments)
+        agent.adopt()
+        await _serve_agent(agent)
+
+
+async def _serve_agent(agent: Agent) -> None:
+    config = agent.config
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    runner = web.AppRunner(application(agent), access_log=None)
+    await runner.setup()
+    config.socket.parent.mkdir(parents=True, exist_ok=True)
+    config.socket.unlink(missing_ok=True)  # the lock says that nobody lives behind it
+    site = web.UnixSite(runner, str(config.socket))
+    await site.start()
+    config.socket.chmod(0o666)  # who may ask is decided by peer credentials
+    log.info("ready: API at %s", config.socket)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            work = [tasks.create_task(agent.keep()), tasks.create_task(agent.watch_neighbours())]
+            await stop.wait()
+            for task in work:
+                task.cancel()
+    finally:
+        await runner.cleanup()
+        config.socket.unlink(missing_ok=True)
+        log.info("stopped; the relay goes on without its agent")
+
+
+def unload(pins: Path = DEFAULT_PINS) -> None:
+    """Take the relay off this network namespace's interfaces and remove its pins; no error if
+    there is none."""
+    datapath.unload(pins)

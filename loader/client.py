@@ -1,0 +1,161 @@
+"""The agent's HTTP API from the other side: what transceivers and tools call."""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import aiohttp
+
+from loader.errors import ShuntError
+
+__all__ = [
+    "DEFAULT_SOCKET",
+    "AgentClient",
+    "AgentRefused",
+    "AgentUnavailable",
+    "Lease",
+    "Vip",
+]
+
+DEFAULT_SOCKET = "/run/shunt/agent.sock"
+_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+
+
+class AgentUnavailable(ShuntError):
+    """The agent cannot be reached, or does not answer in time."""
+
+
+class AgentRefused(ShuntError):
+    """The agent said no: an HTTP *status* and its reason."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(f"the agent refuses: {why}")
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Vip:
+    """A public address and UDP port that clients send to."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """How long a registration holds, and what to put into SDP answers."""
+
+    seconds: float
+    vips: tuple[Vip, ...]
+
+
+class AgentClient:
+    """A connection to the agent on this host; an async context manager.
+
+    Every call raises AgentUnavailable or AgentRefused.
+    """
+
+    def __init__(self, socket: str = DEFAULT_SOCKET) -> None:
+        self._socket = socket
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(path=self._socket), timeout=_TIMEOUT
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def register(
+        self, id: str, *, instance: str, address: str, port: int, http: str, capacity: int
+    ) -> Lease:
+        """Make or renew the lease of transceiver *id*; *instance* names this process."""
+        answer = await self._call(
+            "PUT",
+            f"/v1/transceivers/{_segment(id)}",
+            body={
+                "instance": instance,
+                "address": address,
+                "port": port,
+                "http": http,
+                "capacity": capacity,
+            },
+        )
+        vips = tuple(Vip(vip["address"], vip["port"]) for vip in answer["vips"])
+        return Lease(answer["lease_s"], vips)
+
+    async def deregister(self, id: str, *, instance: str) -> None:
+        """End the lease; the transceiver's routes go with it."""
+        await self._call("DELETE", f"/v1/transceivers/{_segment(id)}", instance=instance)
+
+    async def add_route(self, ufrag: str, *, transceiver: str, instance: str) -> None:
+        """Route *ufrag*; when this returns, the relay steers by it. Repeating does no harm."""
+        await self._call(
+            "PUT",
+            f"/v1/routes/{_segment(ufrag)}",
+            instance=instance,
+            body={"transceiver": transceiver},
+        )
+
+    async def remove_route(self, ufrag: str, *, instance: str) -> None:
+        """Remove the route and close its flows; no error if there is none."""
+        await self._call("DELETE", f"/v1/routes/{_segment(ufrag)}", instance=instance)
+
+    async def transceivers(self) -> dict[str, Any]:
+        """`GET /v1/transceivers`."""
+        return await self._call("GET", "/v1/transceivers")
+
+    async def routes(self) -> dict[str, Any]:
+        """`GET /v1/routes`."""
+        return await self._call("GET", "/v1/routes")
+
+    async def flows(self) -> dict[str, Any]:
+        """`GET /v1/flows`."""
+        return await self._call("GET", "/v1/flows")
+
+    async def counters(self) -> dict[str, Any]:
+        """`GET /v1/counters`."""
+        return await self._call("GET", "/v1/counters")
+
+    async def health(self) -> dict[str, Any]:
+        """`GET /readyz`; raises AgentRefused while the relay is not ready."""
+        return await self._call("GET", "/readyz")
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        instance: str | None = None,
+        body: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        if self._session is None:
+            raise RuntimeError("use AgentClient as an async context manager")
+        headers = {} if instance is None else {"Shunt-Instance": instance}
+        try:
+            async with self._session.request(
+                method, f"http://agent{path}", headers=headers, json=body
+            ) as response:
+                answer = await response.json() if response.status != 204 else {}
+                if response.status >= 400:
+                    raise AgentRefused(response.status, str(answer.get("error", response.reason)))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise AgentUnavailable(
+                f"cannot reach the agent at {self._socket}: {error or type(error).__name__}",
+                "Is it running? `shunt agent run`, or `shunt lab up`.",
+            ) from error
+        return dict(answer)
+
+
+def _segment(text: str) -> str:
+    return quote(text, safe="")

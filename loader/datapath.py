@@ -1,0 +1,220 @@
+"""The program on its way to the interfaces: load, attach, detach, unload.
+
+`compile` makes the pins; this decides when, puts the program on interfaces in native mode, in
+generic mode where it must, and takes it off again.
+"""
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from loader import bpf
+from loader.compile import PROGRAM
+from loader.errors import ShuntError
+from loader.maps import versioned
+from loader.types import Mode
+
+__all__ = ["Attachment", "attach", "attached_mode", "load", "mount_bpffs", "unload"]
+
+log = logging.getLogger(__name__)
+
+BPFFS = Path("/sys/fs/bpf")
+_COMPILE_LIMIT = 120.0  # seconds; it takes about one
+_FLAG_GENERIC, _FLAG_NATIVE = 1 << 1, 1 << 2
+
+_NATIVE_FAILURES = {
+    errno.EOPNOTSUPP: "the driver has no native XDP",
+    errno.EINVAL: "the driver refuses the interface's settings (MTU, LRO or queues)",
+    errno.ERANGE: "the MTU is too large for native XDP",
+    errno.ENOMEM: "the driver has no memory for its XDP queues",
+    errno.ENOSPC: "the device has too few queues for XDP",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """How an interface carries the program, and if not natively, why not."""
+
+    interface: str
+    ifindex: int
+    mode: Mode
+    why: str = ""
+
+
+def mount_bpffs() -> None:
+    """Mount bpffs where pins go, if the system has not. Raises ShuntError."""
+    with open("/proc/mounts") as mounts:
+        if any(line.split()[1:3] == [str(BPFFS), "bpf"] for line in mounts):
+            return
+    mounted = subprocess.run(
+        ["mount", "-t", "bpf", "bpf", str(BPFFS)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        raise ShuntError(
+            f"cannot mount bpffs at {BPFFS}: {mounted.stderr.strip()}",
+            "Run as root, on a kernel with BPF (CONFIG_BPF_SYSCALL).",
+        )
+
+
+def load(pins: Path) -> bpf.ProgramInfo:
+    """Compile the program for this kernel and pin it; pinned maps keep what they hold.
+
+    Raises ShuntError with the compiler's or the verifier's last words.
+    """
+    mount_bpffs()
+    compiled = subprocess.run(
+        [sys.executable, "-m", "loader.compile", str(pins)],
+        capture_output=True,
+        text=True,
+        timeout=_COMPILE_LIMIT,
+        check=False,
+        cwd=Path(__file__).resolve().parent.parent,
+    )
+    if compiled.returncode:
+        raise ShuntError(*_explain(compiled.stderr.strip()))
+    descriptor = bpf.pinned(versioned(pins) / PROGRAM)
+    try:
+        return bpf.program_info(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explain(trouble: str) -> tuple[str, str]:
+    if "No module named 'bcc'" in trouble or "libbcc.so" in trouble:
+        return "BCC is not installed", "Install python3-bpfcc, or run `./provision.sh`."
+    if "Operation not permitted" in trouble:
+        return "the kernel does not let us load BPF programs", "Run as root."
+    lines = trouble.splitlines() or ["no output"]
+    return (
+        "the XDP program cannot be loaded on this kernel:\n" + "\n".join(lines[-12:]),
+        "The relay needs Linux 5.18 or newer with BPF and XDP; please report this output.",
+    )
+
+
+def attach(pins: Path, interfaces: list[str]) -> list[Attachment]:
+    """Put the pinned program on each interface, replacing an earlier one of ours in one step.
+
+    All or nothing: if one interface fails, those that were bare before are bare again. Raises
+    ShuntError if an interface is missing, carries somebody else's program, or takes none.
+    """
+    descriptor = bpf.pinned(versioned(pins) / PROGRAM)
+    done: list[Attachment] = []
+    fresh: list[int] = []
+    try:
+        with IPRoute() as netlink:
+            try:
+                for name in interfaces:
+                    ifindex = _ifindex(netlink, name)
+                    if _check_bare_or_ours(netlink, name, ifindex):
+                        fresh.append(ifindex)
+                    done.append(_attach(netlink, descriptor, name, ifindex))
+            except ShuntError:
+                for attachment in done:
+                    if attachment.ifindex in fresh:
+                        _set_program(netlink, attachment.ifindex, -1, attachment.mode)
+                raise
+    finally:
+        os.close(descriptor)
+    return done
+
+
+def _attach(netlink: IPRoute, descriptor: int, name: str, ifindex: int) -> Attachment:
+    try:
+        _set_program(netlink, ifindex, descriptor, Mode.NATIVE)
+        return Attachment(name, ifindex, Mode.NATIVE)
+    except NetlinkError as native:
+        why = _NATIVE_FAILURES.get(native.code, str(native))
+    try:
+        _set_program(netlink, ifindex, descriptor, Mode.GENERIC)
+    except NetlinkError as generic:
+        raise ShuntError(
+            f"{name} takes no XDP program: natively: {why}; generic: {generic}",
+            "Use another interface, or a kernel with XDP.",
+        ) from None
+    return Attachment(name, ifindex, Mode.GENERIC, why)
+
+
+def _check_bare_or_ours(netlink: IPRoute, name: str, ifindex: int) -> bool:
+    """Whether the interface is bare. Raises ShuntError if it is somebody else's."""
+    _mode, id = _attached(netlink, ifindex)
+    if not id:
+        return True
+    descriptor = bpf.program_by_id(id)
+    try:
+        found = bpf.program_info(descriptor)
+    finally:
+        os.close(descriptor)
+    if found.name != "shunt":
+        raise ShuntError(
+            f"{name} already carries another XDP program: {found.name} (id {id})",
+            f"Take it off first: `ip link set dev {name} xdp off`.",
+        )
+    return False
+
+
+def _set_program(netlink: IPRoute, ifindex: int, descriptor: int, mode: Mode) -> None:
+    flags = _FLAG_NATIVE if mode is Mode.NATIVE else _FLAG_GENERIC
+    attributes = [("IFLA_XDP_FD", descriptor), ("IFLA_XDP_FLAGS", flags)]
+    netlink.link("set", index=ifindex, xdp={"attrs": attributes})
+
+
+def _ifindex(netlink: IPRoute, name: str) -> int:
+    found: list[int] = netlink.link_lookup(ifname=name)
+    if not found:
+        raise ShuntError(f"there is no interface {name} here", "`ip link` lists what there is.")
+    return found[0]
+
+
+def _attached(netlink: IPRoute, ifindex: int) -> tuple[Mode, int]:
+    return _xdp_of(netlink.get_links(ifindex)[0])
+
+
+def _xdp_of(link: Any) -> tuple[Mode, int]:
+    xdp = link.get_attr("IFLA_XDP")
+    if xdp is None:
+        return Mode.DETACHED, 0
+    modes = {"xdp": Mode.NATIVE, "xdpgeneric": Mode.GENERIC, "xdpoffload": Mode.OFFLOADED}
+    attached = xdp.get_attr("IFLA_XDP_ATTACHED")
+    return modes.get(attached, Mode.DETACHED), xdp.get_attr("IFLA_XDP_PROG_ID") or 0
+
+
+def attached_mode(netlink: IPRoute, ifindex: int) -> Mode:
+    """How the interface carries an XDP program now; DETACHED also if it is gone."""
+    try:
+        return _attached(netlink, ifindex)[0]
+    except NetlinkError:
+        return Mode.DETACHED
+
+
+def unload(pins: Path) -> None:
+    """Take the program off every interface of this network namespace and remove the pins.
+
+    What is not there is no error. Flows end with it.
+    """
+    with IPRoute() as netlink:
+        for link in netlink.get_links():
+            mode, id = _xdp_of(link)
+            if not id:
+                continue
+            descriptor = bpf.program_by_id(id)
+            try:
+                ours = bpf.program_info(descriptor).name == "shunt"
+            finally:
+                os.close(descriptor)
+            if ours:
+                _set_program(netlink, link["index"], -1, mode)
+    folder = versioned(pins)
+    if folder.is_dir():
+        for entry in folder.iterdir():
+            entry.unlink()
+        folder.rmdir()
+    if pins.is_dir():
+        pins.rmdir()

@@ -1,0 +1,212 @@
+"""What the maps hold: `bpf/types.h` in ctypes, field by field. A test holds the two together.
+
+Fields in network byte order are big-endian here, so that reading one gives its value. Addresses
+are 16 bytes, IPv4 as IPv4-mapped IPv6.
+"""
+
+import ctypes
+import ipaddress
+from enum import IntEnum
+
+__all__ = [
+    "CHECKS",
+    "DIRECTIONS",
+    "INTERFACES",
+    "PIN_VERSION",
+    "PORTS",
+    "REQUESTS",
+    "ROUTES",
+    "ROUTE_NO_CHECKS",
+    "ROUTE_SLOTS",
+    "TICK",
+    "TRANSCEIVERS",
+    "UFRAG_LENGTH",
+    "VIPS",
+    "Address",
+    "Client4",
+    "Direction",
+    "Handshake",
+    "Interface",
+    "Mode",
+    "Route",
+    "Settings",
+    "Slot",
+    "State",
+    "Traffic",
+    "Transaction",
+    "Transceiver",
+    "Ufrag",
+    "Vip",
+    "packed_address",
+    "text_address",
+]
+
+PIN_VERSION = "v1"  # of the shape of the maps; part of the path they are pinned at
+
+PORTS = 65536
+ROUTES = 65536
+TRANSCEIVERS = 4096
+VIPS = 4
+INTERFACES = 8
+UFRAG_LENGTH = 32
+ROUTE_SLOTS = 8
+REQUESTS = 4
+CHECKS = 2
+ROUTE_NO_CHECKS = 1
+TICK = 2**27 / 1e9
+"""Seconds in one tick of the coarse time that slots hold."""
+
+Address = ctypes.c_uint8 * 16
+_Be16 = ctypes.c_uint16.__ctype_be__
+_Be32 = ctypes.c_uint32.__ctype_be__
+_u8, _u16, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
+
+
+class State(IntEnum):
+    """States of a slot."""
+
+    FREE = 0
+    PENDING = 1
+    ESTABLISHED = 2
+    CLOSING = 3
+
+
+class Direction(IntEnum):
+    """Indexes of the map `traffic`."""
+
+    TO_TRANSCEIVER = 0
+    TO_CLIENT = 1
+    PASSED = 2
+
+
+DIRECTIONS = len(Direction)
+
+
+class Mode(IntEnum):
+    """How an XDP program is attached (`XDP_ATTACHED_…` of linux/if_link.h)."""
+
+    DETACHED = 0
+    NATIVE = 1
+    GENERIC = 2
+    OFFLOADED = 3
+
+
+class Vip(ctypes.Structure):
+    _fields_ = [("address", Address), ("port", _Be16), ("unused", _u16)]
+
+
+class Settings(ctypes.Structure):
+    _fields_ = [
+        ("vips", Vip * VIPS),
+        ("inside_address", Address),
+        ("first_port", _u16),
+        ("last_port", _u16),
+        ("inside_interfaces", _u32 * INTERFACES),
+    ]
+
+
+class Interface(ctypes.Structure):
+    _fields_ = [("ifindex", _u32), ("inside", _u32), ("mode", _u32), ("name", _u8 * 16)]
+
+
+class Ufrag(ctypes.Structure):
+    _fields_ = [("length", _u32), ("text", _u8 * (UFRAG_LENGTH + 4))]
+
+
+class Route(ctypes.Structure):
+    _fields_ = [
+        ("lock", _u32),
+        ("busy", _u32),
+        ("id", _u32),
+        ("transceiver", _u32),
+        ("flags", _u32),
+        ("slots", _u32 * ROUTE_SLOTS),
+    ]
+
+
+class Transceiver(ctypes.Structure):
+    _fields_ = [
+        ("address", Address),
+        ("port", _Be16),
+        ("mac", _u8 * 6),
+        ("source_mac", _u8 * 6),
+        ("resolved", _u16),
+        ("ifindex", _u32),
+        ("unused", _u32),
+        ("instance", _u64),
+        ("id", _u8 * 64),
+        ("unused_tail", _u64 * 2),
+    ]
+
+
+class Client4(ctypes.Structure):
+    _fields_ = [("address", _Be32), ("port", _Be16), ("vip", _u16)]
+
+
+class _ToTransceiver(ctypes.Structure):
+    _fields_ = [
+        ("state", _u32),
+        ("transceiver", _u32),
+        ("route", _u32),
+        ("next_route", _u32),
+        ("seen", _u32),
+        ("since", _u32),
+        ("ip_delta", _u16),
+        ("udp_delta", _u16),
+        ("unused", _u32),
+        ("packets", _u64),
+        ("bytes", _u64),
+        ("unused_tail", _u64 * 2),
+    ]
+
+
+class _ToClient(ctypes.Structure):
+    _fields_ = [
+        ("state", _u32),
+        ("transceiver", _u32),
+        ("client", Address),
+        ("client_port", _Be16),
+        ("vip", _u8),
+        ("proven", _u8),
+        ("ip_delta", _u16),
+        ("udp_delta", _u16),
+        ("mac", _u8 * 6),
+        ("source_mac", _u8 * 6),
+        ("ifindex", _u32),
+        ("packets", _u64),
+        ("bytes", _u64),
+    ]
+
+
+class Slot(ctypes.Structure):
+    _fields_ = [("to_transceiver", _ToTransceiver), ("to_client", _ToClient)]
+
+
+class Transaction(ctypes.Structure):
+    _fields_ = [("id", _u8 * 12)]
+
+
+class Handshake(ctypes.Structure):
+    _fields_ = [
+        ("requests", Transaction * REQUESTS),
+        ("checks", Transaction * CHECKS),
+        ("next_request", _u32),
+        ("next_check", _u32),
+    ]
+
+
+class Traffic(ctypes.Structure):
+    _fields_ = [("packets", _u64), ("bytes", _u64)]
+
+
+def packed_address(text: str) -> "ctypes.Array[ctypes.c_uint8]":
+    """The 16 bytes by which maps hold an address. Raises ValueError for what is none."""
+    address = ipaddress.ip_address(text)
+    mapped = b"\0" * 10 + b"\xff\xff" if address.version == 4 else b""
+    return Address.from_buffer_copy(mapped + address.packed)
+
+
+def text_address(packed: bytes) -> str:
+    """The reverse of `packed_address`."""
+    address = ipaddress.IPv6Address(packed)
+    return str(address.ipv4_mapped or address)

@@ -1,0 +1,89 @@
+"""An agent with the API of the real one, and no relay: routes are kept in a dict."""
+
+from pathlib import Path
+from typing import Self
+
+from aiohttp import web
+
+from transceiver.stun import Address
+
+
+class FakeAgent:
+    """Serves on a Unix socket; what it holds and how it answers is for the test to see and set."""
+
+    def __init__(self, socket: Path, *, lease: float = 15.0) -> None:
+        self.socket = str(socket)
+        self.lease = lease
+        self.vips: list[Address] = []
+        self.transceivers: dict[str, dict[str, object]] = {}
+        self.routes: dict[str, str] = {}
+        self.added: list[str] = []
+        self.refuse_routes: int | None = None
+        """Status to refuse new routes with."""
+        self.superseded = False
+        """Whether another instance has taken the id."""
+        self._runner: web.AppRunner | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_put("/v1/transceivers/{id}", self._register)
+        app.router.add_delete("/v1/transceivers/{id}", self._deregister)
+        app.router.add_put("/v1/routes/{ufrag}", self._add)
+        app.router.add_delete("/v1/routes/{ufrag}", self._remove)
+        app.router.add_get("/v1/routes", self._list)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, self.socket).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def lose_all(self) -> None:
+        """As after a restart with no pins."""
+        self.transceivers.clear()
+        self.routes.clear()
+
+    async def _register(self, request: web.Request) -> web.Response:
+        name, body = request.match_info["id"], await request.json()
+        known = self.transceivers.get(name)
+        if self.superseded:
+            return web.json_response({"error": "superseded"}, status=409)
+        self.transceivers[name] = body
+        vips = self.vips or [(body["address"], body["port"])]
+        answer = {
+            "id": name,
+            "lease_s": self.lease,
+            "vips": [{"address": host, "port": port} for host, port in vips],
+        }
+        return web.json_response(answer, status=200 if known else 201)
+
+    async def _deregister(self, request: web.Request) -> web.Response:
+        self.transceivers.pop(request.match_info["id"], None)
+        return web.Response(status=204)
+
+    async def _add(self, request: web.Request) -> web.Response:
+        if self.refuse_routes is not None:
+            return web.json_response({"error": "no more routes"}, status=self.refuse_routes)
+        body = await request.json()
+        if body["transceiver"] not in self.transceivers:
+            return web.json_response({"error": "no lease"}, status=404)
+        self.routes[request.match_info["ufrag"]] = body["transceiver"]
+        self.added.append(request.match_info["ufrag"])
+        return web.json_response({}, status=201)
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        self.routes.pop(request.match_info["ufrag"], None)
+        return web.Response(status=204)
+
+    async def _list(self, request: web.Request) -> web.Response:
+        routes = [{"ufrag": u, "transceiver": t, "slots": []} for u, t in self.routes.items()]
+        return web.json_response({"routes": routes})

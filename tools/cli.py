@@ -1,0 +1,322 @@
+"""`shunt NOUN VERB`: reads the arguments, calls the part that does it, prints the outcome.
+
+Each command imports what it needs when it is called, so that `shunt --help` is there at once.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from loader.errors import ShuntError
+
+__all__ = ["main"]
+
+Command = Callable[[argparse.Namespace], int]
+AGENT_SOCKET = "/run/shunt/agent.sock"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Exit status 0, or 1 for a failure; argparse exits with 2 for usage."""
+    arguments = _parser().parse_args(argv)
+    # Ending by signal must run the `finally`s: the demo's takes the lab down.
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, _leave)
+    try:
+        if arguments.root and os.geteuid() != 0:
+            raise ShuntError("this needs root", "Run it again with `sudo`.")
+        command: Command = arguments.command
+        return command(arguments)
+    except ShuntError as error:
+        print(f"shunt: {error.what}", file=sys.stderr)
+        if error.cure:
+            print(textwrap.indent(error.cure, "  "), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `shunt … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _leave(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shunt", description="A WebRTC front door for voice AI, with its relay in the kernel."
+    )
+    nouns = parser.add_subparsers(metavar="NOUN", required=True)
+
+    demo = _command(nouns, "demo", _demo, "build the lab, place calls, serve a page", root=True)
+    demo.add_argument("--once", action="store_true", help="calls only, then take the lab down")
+    demo.add_argument("--port", type=_port, default=8080, help="of the page on localhost")
+    _output(demo)
+
+    test = _command(nouns, "test", _test, "run the test suite; more arguments go to pytest")
+    test.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…")
+
+    lab = _noun(nouns, "lab", "the lab of network namespaces")
+    up = _command(lab, "up", _lab_up, "bring it up, or show it if it is up", root=True)
+    up.add_argument("--transceivers", type=_size, default=2, metavar="N")
+    up.add_argument("--host", action="store_true", help="the host joins, as a client")
+    _output(up)
+    _command(lab, "down", _lab_down, "take it down; repeatable", root=True)
+    _output(_command(lab, "status", _lab_status, "is it up and healthy", root=True))
+    execute = _command(lab, "exec", _lab_exec, "run a command in a namespace", root=True)
+    execute.add_argument("name", help="client, relay, x1, …")
+    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD …")
+
+    agent = _noun(nouns, "agent", "the daemon on a relay host")
+    run = _command(agent, "run", _agent_run, "load, attach and serve, in the foreground", root=True)
+    run.add_argument("--public", required=True, type=_names, metavar="IFACE[,…]")
+    run.add_argument("--inside", required=True, type=_names, metavar="IFACE[,…]")
+    run.add_argument("--vip", required=True, type=_endpoint, action="append", metavar="ADDR:PORT")
+    run.add_argument("--inside-address", required=True, metavar="ADDR")
+    run.add_argument("--socket", default=AGENT_SOCKET, metavar="PATH")
+    _command(agent, "unload", _agent_unload, "detach the program, remove the pins", root=True)
+
+    transceiver = _noun(nouns, "transceiver", "the process that terminates WebRTC")
+    run = _command(transceiver, "run", _transceiver_run, "serve calls, in the foreground")
+    run.add_argument("--id", required=True)
+    run.add_argument("--agent", default=AGENT_SOCKET, metavar="PATH")
+    run.add_argument("--udp", required=True, metavar="ADDR:PORT")
+    run.add_argument("--http", required=True, metavar="ADDR:PORT")
+    run.add_argument("--capacity", type=int, default=100, metavar="N")
+    run.add_argument("--backend", default="echo")
+
+    for noun in ("routes", "flows", "transceivers"):
+        verbs = _noun(nouns, noun, f"the agent's {noun}")
+        _asking(_command(verbs, "list", _list, f"list the {noun}"), noun)
+    _asking(
+        _command(nouns, "counters", _list, "packets relayed, and dropped by reason"), "counters"
+    )
+
+    top = _command(nouns, "top", _top, "live view of the pinned maps", root=True)
+    top.add_argument("--once", action="store_true", help="one picture, then exit")
+    top.add_argument("--interval", type=float, default=1.0, metavar="S")
+    _output(top)
+
+    call = _command(nouns, "call", _call, "place a call and measure it")
+    call.add_argument("url", help="e.g. http://198.18.1.11:8080")
+    call.add_argument("--key", help="bearer token; default SHUNT_API_KEY, or the lab's in the lab")
+    call.add_argument("--audio", type=Path, metavar="FILE.wav", help="say this; default a tone")
+    call.add_argument("--duration", type=float, metavar="S")
+    call.add_argument("--save", type=Path, metavar="OUT.wav", help="keep what comes back")
+    _output(call)
+    return parser
+
+
+def _noun(nouns: Any, name: str, text: str) -> Any:
+    parser = nouns.add_parser(name, help=text, description=text)
+    return parser.add_subparsers(metavar="VERB", required=True)
+
+
+def _command(
+    place: Any, name: str, command: Command, text: str, *, root: bool = False
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = place.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=command, root=root)
+    return parser
+
+
+def _output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", dest="output", choices=["table", "json"], default="table")
+
+
+def _asking(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--socket", default=AGENT_SOCKET, metavar="PATH")
+    parser.set_defaults(what=what)
+    _output(parser)
+
+
+def _port(text: str) -> int:
+    if not 0 < (port := int(text)) < 65536:
+        raise ValueError(text)
+    return port
+
+
+def _size(text: str) -> int:
+    from tools.topology import MAX_TRANSCEIVERS
+
+    if not 1 <= (size := int(text)) <= MAX_TRANSCEIVERS:
+        raise argparse.ArgumentTypeError(f"must be 1 to {MAX_TRANSCEIVERS}, not {text}")
+    return size
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    address, colon, port = text.rpartition(":")
+    if not (address and colon and port.isdigit() and 0 < int(port) < 65536):
+        raise argparse.ArgumentTypeError(f"must be ADDR:PORT, not {text}")
+    return address.strip("[]"), int(port)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from tools import demo
+
+    return demo.run(once=arguments.once, port=arguments.port, as_json=arguments.output == "json")
+
+
+def _test(arguments: argparse.Namespace) -> int:
+    from tools.processes import ROOT
+
+    os.chdir(ROOT)
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments.arguments])
+
+
+def _lab_up(arguments: argparse.Namespace) -> int:
+    from tools import lab, tables
+
+    up = lab.up(transceivers=arguments.transceivers, host=arguments.host)
+    if arguments.output == "json":
+        _print_json(up.to_json())
+    else:
+        tables.show_lab(up)
+    return 0
+
+
+def _lab_down(_arguments: argparse.Namespace) -> int:
+    from tools import lab
+
+    lab.down()
+    return 0
+
+
+def _lab_status(arguments: argparse.Namespace) -> int:
+    from tools import lab, tables
+
+    status = lab.status()
+    if arguments.output == "json":
+        _print_json(status)
+    else:
+        tables.show_status(status)
+    return 0 if status["healthy"] else 1
+
+
+def _lab_exec(arguments: argparse.Namespace) -> int:
+    from pyroute2 import netns
+
+    from tools.lab import namespace_of
+
+    argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+    if not argv:
+        raise ShuntError("no command to run", "For instance: shunt lab exec relay ip route")
+    netns.setns(namespace_of(arguments.name), flags=0)
+    try:
+        os.execvp(argv[0], argv)
+    except OSError as error:
+        raise ShuntError(f"cannot run {argv[0]}: {error.strerror}") from None
+
+
+def _agent_run(arguments: argparse.Namespace) -> int:
+    from loader.agent import AgentConfig, run
+
+    run(
+        AgentConfig(
+            public=arguments.public,
+            inside=arguments.inside,
+            vips=tuple(arguments.vip),
+            inside_address=arguments.inside_address,
+            socket=arguments.socket,
+        )
+    )
+    return 0
+
+
+def _agent_unload(_arguments: argparse.Namespace) -> int:
+    from loader.agent import unload
+
+    unload()
+    return 0
+
+
+def _transceiver_run(arguments: argparse.Namespace) -> int:
+    from transceiver.server import TransceiverConfig, run
+
+    run(
+        TransceiverConfig(
+            id=arguments.id,
+            agent=arguments.agent,
+            udp=arguments.udp,
+            http=arguments.http,
+            capacity=arguments.capacity,
+            backend=arguments.backend,
+        )
+    )
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from loader.client import AgentClient
+
+    async def ask() -> dict[str, Any]:
+        async with AgentClient(arguments.socket) as agent:
+            answer: dict[str, Any] = await getattr(agent, arguments.what)()
+            return answer
+
+    answer = asyncio.run(ask())
+    if arguments.output == "json":
+        _print_json(answer)
+        return 0
+    from tools import tables
+
+    if arguments.what == "counters":
+        tables.show_counters(answer)
+    else:
+        tables.show_list(arguments.what, answer[arguments.what])
+    return 0
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from tools import top
+
+    return top.run(
+        once=arguments.once, interval_s=arguments.interval, as_json=arguments.output == "json"
+    )
+
+
+def _call(arguments: argparse.Namespace) -> int:
+    from tools.call import place_call
+
+    key = arguments.key or os.environ.get("SHUNT_API_KEY") or _lab_key(arguments.url)
+    report = asyncio.run(
+        place_call(
+            arguments.url,
+            key=key,
+            audio=arguments.audio,
+            duration_s=arguments.duration,
+            save=arguments.save,
+        )
+    )
+    if arguments.output == "json":
+        _print_json(report.to_json())
+        return 0
+    from tools import tables
+
+    tables.show_call(report)
+    return 0
+
+
+def _lab_key(url: str) -> str | None:
+    """The lab's key, if the URL is one of the lab's transceivers; nobody else is shown it."""
+    from tools.labstate import current
+
+    lab = current()
+    if lab and any(url == t.http or url.startswith(f"{t.http}/") for t in lab.transceivers):
+        return lab.api_key
+    return None

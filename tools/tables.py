@@ -1,0 +1,108 @@
+"""What the commands print for people: rich tables from the same facts that `-o json` prints."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.labstate import Lab
+
+if TYPE_CHECKING:  # aiortc takes most of a second to import, and only `call` needs it
+    from tools.call import CallReport
+
+__all__ = [
+    "grid",
+    "show_call",
+    "show_counters",
+    "show_lab",
+    "show_list",
+    "show_status",
+]
+
+COLUMNS = {
+    "routes": ("ufrag", "transceiver", "slots"),
+    "transceivers": ("id", "address", "port", "http", "capacity"),
+    "flows": (
+        *("port", "state", "client", "vip", "ufrag", "transceiver"),
+        *("to_transceiver", "to_client", "idle_s"),
+    ),
+}
+
+
+def grid(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A table of cells as text; counts of packets and bytes are spelled out."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    for column in columns:
+        table.add_column(column.replace("_", " "))
+    for row in rows:
+        table.add_row(*(_text(cell) for cell in row))
+    return table
+
+
+def show_list(what: str, entries: list[Mapping[str, Any]]) -> None:
+    columns = COLUMNS[what]
+    rows = [[entry.get(column, "") for column in columns] for entry in entries]
+    Console().print(grid(what, columns, rows) if rows else f"no {what}")
+
+
+def show_counters(counters: Mapping[str, Any]) -> None:
+    console = Console()
+    console.print(grid("interfaces", ("interface", "mode"), counters["mode"].items()))
+    directions = ("to_transceiver", "to_client", "passed")
+    rows = [
+        (name.replace("_", " "), counters[name]["packets"], counters[name]["bytes"])
+        for name in directions
+    ]
+    console.print(grid("relayed", ("direction", "packets", "bytes"), rows))
+    dropped = [(name, count) for name, count in counters["dropped"].items() if count]
+    console.print(grid("dropped", ("reason", "packets"), dropped) if dropped else "dropped: none")
+
+
+def show_lab(lab: Lab) -> None:
+    console = Console()
+    rows: list[tuple[str, ...]] = [
+        ("client", lab.client_namespace, "198.18.0.10"),
+        ("relay", lab.relay_namespace, f"VIP {lab.vip[0]}:{lab.vip[1]} (UDP)"),
+        *((t.id, t.namespace, f"{t.http}, UDP {t.udp}") for t in lab.transceivers),
+    ]
+    if lab.host:
+        rows.append(("host", "", "198.18.0.9"))
+    console.print(grid("lab", ("place", "namespace", "address"), rows))
+    first = lab.transceivers[0].http
+    console.print(f"API key: {lab.api_key}\nTry: shunt lab exec client ./shunt call {first}")
+
+
+def show_status(status: Mapping[str, Any]) -> None:
+    console = Console()
+    if not status["up"]:
+        left = ", ".join(status["leftovers"])
+        console.print(f"down, with leftovers: {left}" if left else "down")
+        return
+    rows = [
+        (entry["name"], entry["pid"], "runs" if entry["running"] else "ended")
+        for entry in status["processes"]
+    ]
+    title = "up and healthy" if status["healthy"] else "up, but not healthy"
+    console.print(grid(title, ("process", "pid", "state"), rows))
+
+
+def show_call(report: "CallReport") -> None:
+    rtt = report.datachannel_rtt_ms
+    rows = [
+        ("connected in", f"{report.setup_ms:.0f} ms"),
+        ("audio packets sent", report.sent),
+        ("audio packets received", report.received),
+        ("data channel round trip", "no answer" if rtt is None else f"{rtt:.1f} ms"),
+        ("media goes to", report.remote_candidate),
+        ("ufrag", report.ufrag),
+    ]
+    Console().print(grid(report.url, ("", ""), rows))
+
+
+def _text(cell: object) -> str:
+    if isinstance(cell, Mapping) and "packets" in cell:
+        return f"{cell['packets']} ({cell['bytes']} B)"
+    if isinstance(cell, list):
+        return ", ".join(map(str, cell))
+    return f"{cell:.1f}" if isinstance(cell, float) else str(cell)

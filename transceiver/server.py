@@ -1,0 +1,202 @@
+"""A transceiver process: what it is told, what it is made of, and how it stops."""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import os
+import re
+import signal
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from aiohttp import web
+from loader.client import DEFAULT_SOCKET, AgentClient
+
+from loader.errors import ShuntError
+from transceiver import seam
+from transceiver.backends import BACKENDS
+from transceiver.ice import IceTiming
+from transceiver.registration import Registration
+from transceiver.session import Sessions
+from transceiver.shared_socket import SharedSocket
+from transceiver.signaling import make_app
+from transceiver.stun import Address
+
+__all__ = ["Transceiver", "TransceiverConfig", "run"]
+
+PAGE = Path(__file__).parent / "page"
+
+log = logging.getLogger(__name__)
+
+
+def _key_from_environment() -> str:
+    return os.environ.get("SHUNT_API_KEY", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransceiverConfig:
+    """All that a transceiver is told; ShuntError if it makes no sense."""
+
+    id: str
+    udp: str
+    """HOST:PORT of the one UDP socket; the relay sends here."""
+    http: str
+    """HOST:PORT of signaling."""
+    agent: str = DEFAULT_SOCKET
+    capacity: int = 100
+    backend: str = "echo"
+    api_key: str = field(default_factory=_key_from_environment, repr=False)
+    setup_deadline: float = 30.0
+    """Seconds from offer to connected."""
+    ice: IceTiming = field(default_factory=IceTiming)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.id):
+            raise ShuntError(
+                f"transceiver id {self.id!r} is not valid", "use up to 64 of A-Z a-z 0-9 . _ -"
+            )
+        _endpoint(self.udp, "--udp")
+        _endpoint(self.http, "--http")
+        if self.capacity < 1:
+            raise ShuntError(f"capacity is {self.capacity}", "give --capacity 1 or more")
+        if self.backend not in BACKENDS:
+            raise ShuntError(
+                f"there is no backend {self.backend!r}", f"use one of: {', '.join(BACKENDS)}"
+            )
+        if not self.api_key:
+            raise ShuntError("no API key", "set SHUNT_API_KEY to what clients shall present")
+        if not self.api_key.isascii() or not self.api_key.isprintable() or " " in self.api_key:
+            raise ShuntError(
+                "the API key does not fit in a header", "use printable ASCII without spaces"
+            )
+
+
+class Transceiver:
+    """A running transceiver; an async context manager."""
+
+    def __init__(self, config: TransceiverConfig) -> None:
+        self.config = config
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        """Each part pushes its own end: they stop in reverse, the sessions first."""
+        config = self.config
+        seam.install()
+        udp = _endpoint(config.udp, "--udp")
+        try:
+            self.shared = await SharedSocket.open(udp, config.ice)
+        except OSError as error:
+            raise _cannot_bind("UDP", config.udp, error) from error
+        stack.callback(self.shared.close)
+
+        client = await stack.enter_async_context(AgentClient(config.agent))
+        listener = _listen(config.http)
+        stack.callback(listener.close)
+        host, port = listener.getsockname()[:2]
+        self.http_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+        self.registration = Registration(
+            client,
+            id=config.id,
+            udp=self.shared.address,
+            http=self.http_url,
+            capacity=config.capacity,
+        )
+        stack.push_async_callback(self.registration.leave)
+        self.lease = asyncio.create_task(self.registration.run(), name="lease")
+        stack.push_async_callback(_cancel, self.lease)
+
+        self.sessions = Sessions(
+            shared=self.shared,
+            routes=self.registration,
+            backend=BACKENDS[config.backend],
+            capacity=config.capacity,
+            setup_deadline=config.setup_deadline,
+        )
+        app = make_app(
+            self.sessions,
+            api_key=config.api_key,
+            page=PAGE,
+            is_registered=self.registration.registered.is_set,
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.SockSite(runner, listener).start()
+        stack.push_async_callback(self.sessions.stop)
+        log.info("signaling on %s, media on %s:%d", self.http_url, *self.shared.address)
+
+
+def run(config: TransceiverConfig) -> None:
+    """Serve until SIGTERM or SIGINT; ShuntError if that cannot be."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    asyncio.run(_serve(config))
+
+
+async def _serve(config: TransceiverConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Transceiver(config) as transceiver:
+        stopping = asyncio.create_task(stop.wait(), name="wait for a signal")
+        await asyncio.wait((stopping, transceiver.lease), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        log.info("stopping")
+        if transceiver.lease.done():
+            await transceiver.lease
+
+
+def _endpoint(text: str, option: str) -> Address:
+    """HOST:PORT, the host an IP address, IPv6 in brackets."""
+    host, _, port = text.rpartition(":")
+    try:
+        address = str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
+        if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+            raise ValueError(f"not a port: {port!r}")
+    except ValueError as error:
+        raise ShuntError(
+            f"{option} {text!r} is not IP:PORT", f"write e.g. {option} 198.18.1.11:8080"
+        ) from error
+    return address, int(port)
+
+
+def _listen(text: str) -> socket.socket:
+    host, port = _endpoint(text, "--http")
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise _cannot_bind("TCP", text, error) from error
+
+
+def _cannot_bind(protocol: str, text: str, error: OSError) -> ShuntError:
+    if error.errno == errno.EADDRINUSE:
+        return ShuntError(
+            f"{protocol} {text} is in use", "stop what uses it (ss -lnp tells), or choose another"
+        )
+    return ShuntError(
+        f"{protocol} {text} cannot be bound: {os.strerror(error.errno or 0)}",
+        "use an address of this machine (ip address tells)",
+    )
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))
