@@ -225,17 +225,27 @@ def _lab_exec(arguments: argparse.Namespace) -> int:
 
 def _agent_run(arguments: argparse.Namespace) -> int:
     from loader.agent import AgentConfig, run
+    from loader.client import Vip
 
+    _log_to_stderr()
     run(
         AgentConfig(
             public=arguments.public,
             inside=arguments.inside,
-            vips=tuple(arguments.vip),
+            vips=tuple(Vip(address, port) for address, port in arguments.vip),
             inside_address=arguments.inside_address,
-            socket=arguments.socket,
+            socket=Path(arguments.socket),
         )
     )
     return 0
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
 
 
 def _agent_unload(_arguments: argparse.Namespace) -> int:
@@ -248,6 +258,7 @@ def _agent_unload(_arguments: argparse.Namespace) -> int:
 def _transceiver_run(arguments: argparse.Namespace) -> int:
     from transceiver.server import TransceiverConfig, run
 
+    _log_to_stderr()
     run(
         TransceiverConfig(
             id=arguments.id,

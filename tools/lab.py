@@ -238,11 +238,19 @@ def _take_down() -> None:
     # What a crash left unrecorded, and whatever else people run in the lab's namespaces.
     there = topology.present()
     end(process for pid in pids_in(there) if (process := identify(pid)))
-    if topology.RELAY in there:
-        with suppress(OSError):  # a name without a namespace: nothing is attached in it
-            run_in(topology.RELAY, unload)
-    unload()
+    if lab or there:
+        _unload(there)
     topology.down()
     shutil.rmtree(LOGS, ignore_errors=True)
     AGENT_SOCKET.unlink(missing_ok=True)
     forget()
+
+
+def _unload(there: list[str]) -> None:
+    """Remove the relay's program and pins, from inside its namespace: on the host's own
+    interfaces there may be a relay that is none of the lab's."""
+    for name in sorted(there, key=lambda name: name != topology.RELAY):
+        with suppress(OSError):  # a leftover name without a namespace behind it
+            run_in(name, unload)
+            return
+    unload()

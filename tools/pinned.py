@@ -24,7 +24,7 @@ def look() -> Snapshot:
             routes=[
                 {
                     "ufrag": ufrag,
-                    "transceiver": ids.get(route.transceiver, ""),
+                    "transceiver": ids.get(route.transceiver),
                     "slots": [
                         flow.port
                         for flow in flows
@@ -39,9 +39,9 @@ def look() -> Snapshot:
                     "state": flow.state.name.lower(),
                     "client": _endpoint(flow),
                     "vip": vips[flow.vip],
-                    "ufrag": ufrags.get(flow.route, ""),
-                    "transceiver": ids.get(flow.transceiver, ""),
-                    "idle_s": flow.idle_s,
+                    "ufrag": ufrags.get(flow.route),
+                    "transceiver": ids.get(flow.transceiver),
+                    "idle_s": round(flow.idle_s, 1),
                     "validated": flow.proven,
                     "to_transceiver": _traffic(Rate(*flow.to_transceiver)),
                     "to_client": _traffic(Rate(*flow.to_client)),

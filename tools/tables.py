@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -24,17 +25,19 @@ COLUMNS = {
     "routes": ("ufrag", "transceiver", "slots"),
     "transceivers": ("id", "address", "port", "http", "capacity"),
     "flows": (
-        *("port", "state", "client", "vip", "ufrag", "transceiver"),
+        *("port", "state", "client", "ufrag", "transceiver"),
         *("to_transceiver", "to_client", "idle_s"),
     ),
 }
 
 
 def grid(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
-    """A table of cells as text; counts of packets and bytes are spelled out."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    """A table of cells as text; of packets and bytes, it shows the packets."""
+    table = Table(
+        title=title, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE
+    )
     for column in columns:
-        table.add_column(column.replace("_", " "))
+        table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(_text(cell) for cell in row))
     return table
@@ -102,7 +105,9 @@ def show_call(report: "CallReport") -> None:
 
 def _text(cell: object) -> str:
     if isinstance(cell, Mapping) and "packets" in cell:
-        return f"{cell['packets']} ({cell['bytes']} B)"
+        return str(cell["packets"])
     if isinstance(cell, list):
         return ", ".join(map(str, cell))
+    if cell is None:
+        return "–"
     return f"{cell:.1f}" if isinstance(cell, float) else str(cell)

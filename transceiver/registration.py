@@ -5,11 +5,12 @@ What the agent holds is compared with what is live at each renewal, so that a ro
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
+from collections.abc import AsyncIterator
 
 from loader.client import AgentClient, AgentRefused
-
 from loader.errors import ShuntError
 from transceiver.stun import Address
 
@@ -56,9 +57,9 @@ class Registration:
         complained = False
         while True:
             try:
-                async with asyncio.timeout(RENEWAL_LIMIT):
+                async with _within(RENEWAL_LIMIT):
                     delay = await self._renew()
-            except (ShuntError, TimeoutError) as error:
+            except ShuntError as error:
                 if isinstance(error, AgentRefused) and error.status == SUPERSEDED:
                     raise ShuntError(
                         f"another process registered as transceiver {self._id}",
@@ -66,9 +67,7 @@ class Registration:
                     ) from error
                 self.registered.clear()
                 if not complained:
-                    log.warning(
-                        "no lease from the relay agent, trying on: %s", error or "no answer"
-                    )
+                    log.warning("no lease from the relay agent, trying on: %s", error)
                 complained = True
                 delay, retry = retry, min(2 * retry, LAST_RETRY)
             else:
@@ -82,27 +81,24 @@ class Registration:
     async def add(self, ufrag: str) -> None:
         """Return once the relay steers *ufrag* here; ShuntError if not, then `remove` it."""
         self._live.add(ufrag)
-        try:
-            async with asyncio.timeout(CALL_LIMIT):
-                await self._client.add_route(ufrag, transceiver=self._id, instance=self._instance)
-        except TimeoutError as error:
-            raise ShuntError("the relay agent does not answer", "see its log") from error
+        async with _within(CALL_LIMIT):
+            await self._client.add_route(ufrag, transceiver=self._id, instance=self._instance)
 
     async def remove(self, ufrag: str) -> None:
         """Take the route back; if the agent is away, at the next renewal or with the lease."""
         self._live.discard(ufrag)
         try:
-            async with asyncio.timeout(CALL_LIMIT):
+            async with _within(CALL_LIMIT):
                 await self._client.remove_route(ufrag, instance=self._instance)
-        except (ShuntError, TimeoutError) as error:
+        except ShuntError as error:
             log.warning("route %s stays until the next renewal: %s", ufrag, error)
 
     async def leave(self) -> None:
         """Give the lease back; if that fails it runs out."""
         try:
-            async with asyncio.timeout(CALL_LIMIT):
+            async with _within(CALL_LIMIT):
                 await self._client.deregister(self._id, instance=self._instance)
-        except (ShuntError, TimeoutError) as error:
+        except ShuntError as error:
             log.warning("the lease was not given back, it will run out: %s", error)
 
     async def _renew(self) -> float:
@@ -128,3 +124,13 @@ class Registration:
             await self._client.remove_route(ufrag, instance=self._instance)
         seconds: float = lease.seconds
         return seconds / 3
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    """An agent that does not answer is as one that cannot be reached."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise ShuntError("the relay agent does not answer", "see its log") from error

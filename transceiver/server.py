@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Self
 
 from aiohttp import web
-from loader.client import DEFAULT_SOCKET, AgentClient
 
+from loader.client import DEFAULT_SOCKET, AgentClient
 from loader.errors import ShuntError
 from transceiver import seam
 from transceiver.backends import BACKENDS

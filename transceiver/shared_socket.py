@@ -176,7 +176,7 @@ class Channel:
 
     def deliver(self, data: bytes) -> None:
         """Queue a datagram for `receive`, or drop it if the queue is full."""
-        if False:
+        if len(self._queue) >= QUEUE_LIMIT:
             self._shared.dropped["queue_full"] += 1
         else:
             self._queue.append(data)

@@ -232,6 +232,14 @@ def test_a_second_path_is_not_followed_while_the_first_is_alive(client: Client) 
     assert client.ice.selected == HOME
 
 
+def test_silence_alone_does_not_bring_back_an_address_proved_long_ago(client: Client) -> None:
+    client.validate(AWAY)
+    client.validate(HOME, nominate=True)
+    client.wait(5, heard_from=HOME)
+    client.wait(5)
+    assert client.ice.selected == HOME
+
+
 def test_forged_media_cannot_hold_media_at_an_address_that_the_client_left(client: Client) -> None:
     client.validate(HOME, nominate=True)
     for _ in range(3):

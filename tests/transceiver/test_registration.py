@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from loader.client import AgentClient
 
+from loader.client import AgentClient
 from loader.errors import ShuntError
 from tests.transceiver.agent import FakeAgent
 from tests.transceiver.caller import eventually

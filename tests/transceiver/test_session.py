@@ -128,6 +128,28 @@ async def test_a_hang_up_by_the_client_ends_the_session_at_once(
     assert len(transceiver.sessions) == 0
 
 
+async def test_an_sctp_abort_by_the_client_ends_the_session_at_once(
+    transceiver: Transceiver, agent: FakeAgent
+) -> None:
+    async with Caller(transceiver.http_url, KEY) as caller:
+        await caller.connected()
+        assert caller.peer.sctp is not None
+        await caller.peer.sctp._abort()
+        await eventually(lambda: not agent.routes, within=1)
+
+
+async def test_a_channel_that_closes_alone_ends_nothing(transceiver: Transceiver) -> None:
+    async with Caller(transceiver.http_url, KEY) as caller:
+        await caller.connected()
+        assert caller.channel is not None
+        caller.channel.close()
+        second = caller.peer.createDataChannel("second")
+        second.on("message", caller.messages.append)
+        await eventually(lambda: second.readyState == "open")
+        second.send("still there")
+        await eventually(lambda: caller.messages == ["still there"])
+
+
 async def test_a_delete_ends_the_session_and_the_client_sees_it(
     transceiver: Transceiver, agent: FakeAgent
 ) -> None:
