@@ -24,7 +24,13 @@ AGENT_SOCKET = "/run/shunt/agent.sock"
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Exit status 0, or 1 for a failure; argparse exits with 2 for usage."""
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    arguments, others = parser.parse_known_args(argv)
+    if arguments.command is _test:
+        arguments.others = argv[1:]  # in the order given, options of pytest's own among them
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     # Ending by signal must run the `finally`s: the demo's takes the lab down.
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, _leave)
@@ -61,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _output(demo)
 
     test = _command(nouns, "test", _test, "run the test suite; more arguments go to pytest")
-    test.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…")
+    test.add_argument("others", nargs="*", metavar="…")
 
     lab = _noun(nouns, "lab", "the lab of network namespaces")
     up = _command(lab, "up", _lab_up, "bring it up, or show it if it is up", root=True)
@@ -176,7 +182,7 @@ def _test(arguments: argparse.Namespace) -> int:
     from tools.processes import ROOT
 
     os.chdir(ROOT)
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments.arguments])
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments.others])
 
 
 def _lab_up(arguments: argparse.Namespace) -> int:

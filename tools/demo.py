@@ -166,6 +166,7 @@ def _call(lab: Lab, transceiver: LabTransceiver) -> dict[str, Any]:
     if done.returncode:
         said = re.sub(r"^shunt: ", "", done.stderr.strip())
         what, _, cure = said.partition("\n")
+        what = what or f"it ended with status {done.returncode}"
         raise ShuntError(f"the call to {transceiver.id} failed: {what}", cure.strip())
     report = json.loads(done.stdout)
     kept = ("ufrag", "setup_ms", "audio", "datachannel_rtt_ms")

@@ -67,6 +67,10 @@ def down() -> None:
     """Take the lab down, or what is left of one. Raises nothing if there is none."""
     with _locked():
         _take_down()
+        # Last of all, and still locked: whoever waits for this file finds that it is no more.
+        LOCK.unlink()
+        with suppress(OSError):  # something else lives there too
+            RUN_DIR.rmdir()
 
 
 def status() -> dict[str, Any]:
@@ -118,7 +122,10 @@ def _locked() -> Iterator[None]:
             continue
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not LOCK.exists() or not os.path.samestat(os.fstat(lock.fileno()), LOCK.stat()):
+            try:
+                if not os.path.samestat(os.fstat(lock.fileno()), LOCK.stat()):
+                    continue
+            except FileNotFoundError:
                 continue
             yield
             return

@@ -97,8 +97,6 @@ def _await_exits(waiting: dict[int, Process], patience_s: float) -> None:
     while waiting and (left := deadline - time.monotonic()) > 0:
         for descriptor, _ in poll.poll(left * 1000):
             poll.unregister(descriptor)
-            with suppress(ChildProcessError):  # not ours, so not ours to bury
-                os.waitpid(waiting[descriptor].pid, os.WNOHANG)
             del waiting[descriptor]
 
 

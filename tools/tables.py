@@ -34,10 +34,17 @@ COLUMNS = {
 def grid(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
     """A table of cells as text; of packets and bytes, it shows the packets."""
     table = Table(
-        title=title, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
+        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column == "ufrag")
     for row in rows:
         table.add_row(*(_text(cell) for cell in row))
     return table

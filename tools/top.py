@@ -86,7 +86,7 @@ def picture(now: Snapshot, speeds: Rates, *, rows: int | None) -> RenderableType
         busiest, waiting = busiest[:room], waiting[: max(1, room - len(busiest))]
     flows = grid(
         "flows",
-        ("port", "state", "client", "ufrag", "transceiver", "to x /s", "to client /s", "idle s"),
+        ("port", "state", "client", "ufrag", "to", "in/s", "out/s", "idle s"),
         (
             (
                 flow["port"],

@@ -56,7 +56,9 @@ class Answerer:
 
 
 @pytest.fixture
-async def answerer() -> AsyncIterator[tuple[Answerer, str]]:
+async def answerer(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Answerer, str]]:
+    # aioice leaves loopback out; here both ends stay on it, on any machine.
+    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda **_: ["127.0.0.1"])
     answerer = Answerer()
     app = web.Application()
     app.router.add_post("/v1/realtime/calls", answerer.call)

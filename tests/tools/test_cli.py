@@ -63,3 +63,10 @@ def test_help_imports_nothing_heavy() -> None:
     )
 
     assert done.stdout.strip() == "set()"
+
+
+def test_what_follows_test_goes_to_pytest() -> None:
+    done = shunt("test", "--collect-only", "-q", "tests/tools/test_rates.py")
+
+    assert done.returncode == 0, done.stderr
+    assert "5 tests collected" in done.stdout

@@ -335,6 +335,9 @@ async def test_a_hundred_calls_leave_nothing_behind(transceiver: Transceiver) ->
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
+    def decoders() -> int:
+        return sum(thread.name == "audio-decoder" for thread in threading.enumerate())
+
     async def call() -> None:
         async with Caller(transceiver.http_url, KEY, label=None) as caller:
             await caller.connected()
@@ -342,12 +345,12 @@ async def test_a_hundred_calls_leave_nothing_behind(transceiver: Transceiver) ->
 
     for _ in range(3):
         await call()
-    before = len(asyncio.all_tasks()), descriptors(), threading.active_count()
+    before = len(asyncio.all_tasks()), descriptors(), decoders()
     for _ in range(100):
         await call()
     await eventually(lambda: len(asyncio.all_tasks()) <= before[0])
     assert descriptors() <= before[1]
-    assert threading.active_count() <= before[2]
+    assert decoders() <= before[2]
     assert not transceiver.shared.demultiplexer.transactions
     assert not transceiver.shared.demultiplexer._bound
     assert not transceiver.shared._channels

@@ -1,0 +1,177 @@
+#!/bin/sh
+# Makes a machine ready for Shunt: Debian packages, then a virtual environment in .venv from a lock
+# file with hashes. `./shunt`, CI and the Vagrant machines all run this one script.
+#
+#   provision.sh run    what the CLI needs
+#   provision.sh test   that, and what `./shunt test` needs
+#
+# Says nothing and takes a fraction of a second when all is there. May be repeated, interrupted, and
+# run twice at once.
+set -eu
+
+root=$(cd "$(dirname "$0")" && pwd -P)
+venv=$root/.venv
+python=/usr/bin/python3 # Debian's own, whose version BCC's package is made for
+
+say() { printf 'shunt: %s\n' "$1" >&2; }
+die() {
+	printf 'shunt: %s\n  %s\n' "$1" "$2" >&2
+	exit 1
+}
+
+# logged LOG COMMAND…: runs it quietly, into the log.
+logged() {
+	log=$1
+	shift
+	"$@" >"$log" 2>&1 </dev/null 9<&-
+}
+
+fail_with_log() {
+	say "$1"
+	printf '  %s\n' "$2" >&2
+	tail -n 12 "$log" | sed 's/^/  | /' >&2
+	printf '  The whole log: %s\n' "$log" >&2
+	exit 1
+}
+
+# ── Which packages ──────────────────────────────────────────────────────────────────────────────
+
+set_name=${1:-run}
+case $set_name in
+run | test) ;;
+*)
+	echo "usage: provision.sh [run|test]" >&2
+	exit 2
+	;;
+esac
+
+ID='' VERSION_ID='' PRETTY_NAME=''
+# shellcheck source=/dev/null
+[ ! -r /etc/os-release ] || . /etc/os-release
+
+packages='python3-venv python3-bpfcc linux-libc-dev iproute2 nftables'
+case $ID:$VERSION_ID in
+debian:12)
+	for_tests='clang-format shellcheck espeak-ng chromium vagrant'
+	;;
+ubuntu:24.04)
+	# No chromium (a snap, which cannot be started in a network namespace of ours) and no vagrant
+	# (not packaged): the tests that need them skip and say so.
+	for_tests='clang-format shellcheck espeak-ng'
+	;;
+*)
+	die "cannot provision ${PRETTY_NAME:-this system}: the ones known are Debian 12 and Ubuntu 24.04." \
+		"Use one of them, or the Vagrantfile's machines."
+	;;
+esac
+
+lock=$root/requirements.lock
+if [ "$set_name" = test ]; then
+	packages="$packages $for_tests"
+	lock=$root/requirements-dev.lock
+fi
+
+# ── Is all there? ───────────────────────────────────────────────────────────────────────────────
+
+missing_packages() {
+	# shellcheck disable=SC2086 # a list of words
+	installed=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $packages 2>/dev/null) || true
+	missing=''
+	for package in $packages; do
+		case "
+$installed
+" in
+		*"
+installed $package
+"*) ;;
+		*) missing="$missing $package" ;;
+		esac
+	done
+}
+
+# The stamp of a finished environment names all that went into it, the place included: moving the
+# tree breaks a virtual environment.
+want_stamp() {
+	echo "$root $(readlink -f $python)"
+	cat "$root/requirements.lock" "$root/requirements-dev.lock" "$root/provision.sh" | sha256sum
+}
+
+# An environment with the tests' set will do for running too.
+venv_is_ready() {
+	[ -x "$venv/bin/python" ] || return 1
+	for stamp in "$venv/shunt-$set_name.stamp" "$venv/shunt-test.stamp"; do
+		[ ! -r "$stamp" ] || [ "$(cat "$stamp")" != "$(want_stamp)" ] || return 0
+	done
+	return 1
+}
+
+missing_packages
+if [ -z "$missing" ] && venv_is_ready; then
+	exit 0
+fi
+
+# ── No: one at a time, make it so ───────────────────────────────────────────────────────────────
+
+exec 9<"$0"
+if ! flock -n 9; then
+	say "another provisioning is at work here; waiting for it"
+	flock 9
+fi
+log=$(mktemp "${TMPDIR:-/tmp}/shunt-provision.XXXXXX")
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+missing_packages
+if [ -n "$missing" ]; then
+	[ "$(id -u)" = 0 ] || {
+		rm -f "$log"
+		die "Debian packages are missing:$missing" "Run it once with sudo, which installs them."
+	}
+	say "installing$missing"
+	install() {
+		# shellcheck disable=SC2086 # a list of words
+		logged "$log" env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 \
+			install --no-install-recommends $missing
+	}
+	# The lists of a fresh machine are empty, those of an old one point to what is gone: only then
+	# are they fetched. Half-configured packages of an interrupted run come first.
+	if ! install; then
+		logged "$log" dpkg --configure -a ||
+			fail_with_log "dpkg cannot finish what was begun." "Mend it with 'dpkg --configure -a', then repeat."
+		logged "$log" apt-get -q -o DPkg::Lock::Timeout=300 update ||
+			fail_with_log "apt-get update failed." "Check the network and /etc/apt, then repeat."
+		install ||
+			fail_with_log "apt-get could not install$missing" "See below for its reason, then repeat."
+	fi
+fi
+
+if ! venv_is_ready; then
+	if [ -e "$venv" ] && [ ! -w "$venv" ] || [ ! -w "$root" ]; then
+		rm -f "$log"
+		die "$venv is not up to date, and is not yours to change." "Run it once with sudo."
+	fi
+	say "making the Python environment in $venv"
+	# Only a finished environment is added to; any other is begun afresh, so that what is in it is
+	# what the lock says and nothing of before.
+	clear=--clear
+	if [ "$set_name" = test ] && [ -r "$venv/shunt-run.stamp" ] &&
+		[ "$(cat "$venv/shunt-run.stamp")" = "$(want_stamp)" ]; then
+		clear=''
+	fi
+	rm -f "$venv"/shunt-*.stamp
+	# shellcheck disable=SC2086 # nothing, or one word
+	logged "$log" $python -m venv $clear "$venv" ||
+		fail_with_log "the virtual environment $venv cannot be made." "See below for the reason, then repeat."
+	logged "$log" "$venv/bin/python" -m pip --disable-pip-version-check --no-input install \
+		--require-hashes --only-binary :all: -r "$lock" ||
+		fail_with_log "pip could not install $lock." "Check the network, then repeat."
+	site=$(echo "$venv"/lib/python3.*/site-packages)
+	# BCC is Debian's (PyPI's bcc is something else). A link to this one package, rather than
+	# --system-site-packages, keeps the rest of Debian's Python out.
+	ln -sfn /usr/lib/python3/dist-packages/bcc "$site/bcc"
+	echo "$root" >"$site/shunt.pth"
+	want_stamp >"$venv/shunt-$set_name.stamp.new"
+	mv "$venv/shunt-$set_name.stamp.new" "$venv/shunt-$set_name.stamp"
+fi
+rm -f "$log"

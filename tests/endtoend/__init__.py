@@ -1,0 +1,1 @@
+"""Whole calls, in namespaces, through the real program."""

@@ -1,0 +1,178 @@
+"""A call is carried both ways, its route lives as long as it does, and it survives its relay's
+agent."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from loader.client import AgentClient
+from loader.maps import Maps
+from tests.endtoend.conftest import eventually, ufrags
+from tools.call import CallReport, place_call
+from tools.labstate import Lab
+from tools.netns import run_in
+
+SENTENCE = "The quick brown fox jumps over the lazy dog, and then it rests for a while."
+WINDOW = 0.02  # seconds of one point of an envelope
+
+
+def call(lab: Lab, number: int = 0, **how: Any) -> CallReport:
+    """A call from the client's namespace to transceiver *number*."""
+    url = lab.transceivers[number].http
+    return run_in(
+        lab.client_namespace,
+        lambda: asyncio.run(place_call(url, key=lab.api_key, **how)),
+    )
+
+
+def envelope(path: Path) -> npt.NDArray[np.float64]:
+    """Loudness of each 20 ms."""
+    with wave.open(str(path)) as file:
+        rate, channels = file.getframerate(), file.getnchannels()
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(float)
+    mono = samples.reshape(-1, channels).mean(axis=1)
+    size = int(rate * WINDOW)
+    frames = mono[: len(mono) // size * size].reshape(-1, size)
+    return np.asarray(np.sqrt((frames**2).mean(axis=1)))
+
+
+def likeness(said: npt.NDArray[np.float64], heard: npt.NDArray[np.float64]) -> float:
+    """The best correlation of what was said with any stretch of what was heard."""
+    return max(
+        float(np.corrcoef(said, heard[at : at + len(said)])[0, 1])
+        for at in range(len(heard) - len(said) + 1)
+    )
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_audio_goes_both_ways_and_only_through_the_relay(lab: Lab, maps: Maps, number: int) -> None:
+    before = maps.counters()
+    report = call(lab, number, duration_s=2.0)
+    after = maps.counters()
+    assert report.sent > 80
+    assert report.received > 80
+    assert report.datachannel_rtt_ms is not None
+    assert report.remote_candidate == f"{lab.vip[0]}:{lab.vip[1]}"
+    assert after.to_transceiver.packets - before.to_transceiver.packets >= report.sent
+    assert after.to_client.packets - before.to_client.packets >= report.received
+
+
+def test_what_comes_back_is_what_was_said(lab: Lab, tmp_path: Path) -> None:
+    said, heard = tmp_path / "said.wav", tmp_path / "heard.wav"
+    subprocess.run(["espeak-ng", "-w", str(said), SENTENCE], check=True)
+    call(lab, audio=said, save=heard)
+    assert likeness(envelope(said), envelope(heard)) >= 0.9
+
+
+def test_the_route_is_in_the_map_during_the_call_and_gone_after_it(lab: Lab, maps: Maps) -> None:
+    during: list[set[str]] = []
+
+    async def look(_ufrag: str) -> None:
+        during.append(ufrags(maps))
+
+    report = call(lab, during=look, duration_s=0.5)
+    assert during == [{report.ufrag}]
+    eventually("the route is gone", lambda: not ufrags(maps))
+
+
+def test_a_call_outlives_the_agent_and_the_next_agent_adopts_it(lab: Lab, maps: Maps) -> None:
+    agent = next(process for process in lab.processes if process.name == "agent")
+    command = Path(f"/proc/{agent.pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    successor: list[subprocess.Popen[bytes]] = []
+
+    async def replace_agent(ufrag: str) -> None:
+        os.kill(agent.pid, signal.SIGKILL)
+        successor.append(
+            await asyncio.to_thread(
+                run_in,
+                lab.relay_namespace,
+                lambda: subprocess.Popen(command, stderr=subprocess.DEVNULL),
+            )
+        )
+        async with AgentClient(lab.agent_socket) as client:
+            await _until_adopted(client, ufrag)
+
+    try:
+        report = call(lab, during=replace_agent, duration_s=2.0)
+        assert report.received > 80
+        eventually("the new agent has removed the route", lambda: not ufrags(maps))
+    finally:
+        for process in successor:
+            process.terminate()
+            process.wait(10)
+
+
+async def _until_adopted(client: AgentClient, ufrag: str) -> None:
+    from loader.client import AgentUnavailable
+
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                routes = (await client.routes())["routes"]
+            except AgentUnavailable:
+                await asyncio.sleep(0.05)
+                continue
+            assert [route["ufrag"] for route in routes] == [ufrag]
+            assert routes[0]["slots"], "the flow was adopted with its route"
+            return
+
+
+@pytest.mark.timeout(90)
+def test_the_route_goes_when_the_client_vanishes(lab: Lab, maps: Maps) -> None:
+    process = _calling_process(lab)
+    try:
+        eventually("the call is up", lambda: len(ufrags(maps)) == 1, within=15)
+        eventually("media flows", lambda: bool(maps.slots["to_client"]["packets"].max() > 50))
+    finally:
+        process.kill()
+        process.wait()
+    eventually("consent has run out", lambda: not ufrags(maps), within=45)
+
+
+@pytest.mark.timeout(90)
+def test_a_killed_transceiver_loses_its_routes_when_its_lease_ends(lab: Lab, maps: Maps) -> None:
+    victim = next(process for process in lab.processes if process.name == "x1")
+    process = _calling_process(lab)
+    try:
+        eventually("the call is up", lambda: len(ufrags(maps)) == 1, within=15)
+        os.kill(victim.pid, signal.SIGKILL)
+        eventually("the lease has ended", lambda: not ufrags(maps), within=25)
+        assert [bytes(t.id).rstrip(b"\0") for _, t in maps.transceivers()] == [b"x2"]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_transceiver_asked_to_stop_takes_its_routes_along(lab: Lab, maps: Maps) -> None:
+    victim = next(process for process in lab.processes if process.name == "x1")
+    process = _calling_process(lab)
+    try:
+        eventually("the call is up", lambda: len(ufrags(maps)) == 1, within=15)
+        os.kill(victim.pid, signal.SIGTERM)
+        eventually("the route is gone", lambda: not ufrags(maps), within=8)
+        eventually(
+            "the transceiver is gone",
+            lambda: [bytes(t.id).rstrip(b"\0") for _, t in maps.transceivers()] == [b"x2"],
+        )
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _calling_process(lab: Lab) -> "subprocess.Popen[bytes]":
+    """A client that talks for a minute, in a process of its own, so that it can be killed."""
+    command = [sys.executable, "-m", "tools", "call", lab.transceivers[0].http]
+    command += ["--key", lab.api_key, "--duration", "60"]
+    return run_in(
+        lab.client_namespace,
+        lambda: subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
+    )
