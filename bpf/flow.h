@@ -29,13 +29,24 @@ static __always_inline __u32 shunt_now(void)
 static __always_inline void shunt_set_state(struct shunt_slot *slot, __u32 state, __u32 now)
 {
 	slot->to_transceiver.since = now;
+	/* What was written before must not sink below the state that makes it count. */
+	asm volatile("" ::: "memory");
 	slot->to_transceiver.state = state;
 	slot->to_client.state = state;
+	asm volatile("" ::: "memory");
+}
+
+/* Ticks since `then`; 0 if another CPU's clock was read a moment later than ours. */
+static __always_inline __u32 shunt_age(__u32 then, __u32 now)
+{
+	__s32 age = now - then;
+
+	return age < 0 ? 0 : age;
 }
 
 static __always_inline bool shunt_is_idle(const struct shunt_slot *slot, __u32 now)
 {
-	return now - slot->to_transceiver.seen >= SHUNT_IDLE_TICKS;
+	return shunt_age(slot->to_transceiver.seen, now) >= SHUNT_IDLE_TICKS;
 }
 
 static __always_inline bool shunt_is_client(const struct shunt_slot *slot,
@@ -160,7 +171,8 @@ static __always_inline __u32 shunt_merit(const struct shunt_slot *slot,
 		return SHUNT_MERIT_UNUSED;
 	switch (slot->to_transceiver.state) {
 	case SHUNT_PENDING:
-		return SHUNT_MERIT_PENDING + ((now - slot->to_transceiver.since) & 0x3fffffff);
+		return SHUNT_MERIT_PENDING +
+		       (shunt_age(slot->to_transceiver.since, now) & 0x3fffffff);
 	case SHUNT_ESTABLISHED:
 		return shunt_is_idle(slot, now) ? SHUNT_MERIT_IDLE : 0;
 	default:

@@ -245,8 +245,8 @@ class Agent:
             ]
         }
 
-    def routes(self) -> dict[str, Any]:
-        """`GET /v1/routes`."""
+    def routes(self, transceiver: str | None = None) -> dict[str, Any]:
+        """`GET /v1/routes`, of one transceiver if its id is given."""
         slots: dict[int, list[int]] = {}
         for flow in self._flows.flows(now=self._clock()):
             if flow.state is not types.State.CLOSING:
@@ -255,6 +255,7 @@ class Agent:
             "routes": [
                 {"ufrag": ufrag, "transceiver": lease.id, "slots": slots.get(id, [])}
                 for lease in self._table.leases()
+                if transceiver in (None, lease.id)
                 for ufrag, id in lease.routes.items()
             ]
         }
@@ -478,6 +479,10 @@ async def _delete_route(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
+async def _get_routes(request: web.Request) -> web.Response:
+    return web.json_response(request.app[_AGENT].routes(request.query.get("transceiver")))
+
+
 async def _ready(request: web.Request) -> web.Response:
     why = request.app[_AGENT].not_ready()
     if why:
@@ -503,7 +508,7 @@ def application(agent: Agent) -> web.Application:
             web.put("/v1/routes/{ufrag:.+}", _put_route),
             web.delete("/v1/routes/{ufrag:.+}", _delete_route),
             web.get("/v1/transceivers", _reader(Agent.transceivers)),
-            web.get("/v1/routes", _reader(Agent.routes)),
+            web.get("/v1/routes", _get_routes),
             web.get("/v1/flows", _reader(Agent.flows)),
             web.get("/v1/counters", _reader(Agent.counters)),
             web.get("/healthz", _reader(lambda agent: {"alive": True})),

@@ -115,9 +115,10 @@ class AgentClient:
         """`GET /v1/transceivers`."""
         return await self._call("GET", "/v1/transceivers")
 
-    async def routes(self) -> dict[str, Any]:
-        """`GET /v1/routes`."""
-        return await self._call("GET", "/v1/routes")
+    async def routes(self, *, transceiver: str | None = None) -> dict[str, Any]:
+        """`GET /v1/routes`, of one transceiver if its id is given."""
+        query = f"?transceiver={_segment(transceiver)}" if transceiver else ""
+        return await self._call("GET", f"/v1/routes{query}")
 
     async def flows(self) -> dict[str, Any]:
         """`GET /v1/flows`."""

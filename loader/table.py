@@ -9,6 +9,7 @@ table has agreed and before the answer goes out.
 """
 
 import hashlib
+from collections import deque
 from dataclasses import dataclass, field
 
 from loader.maps import ufrag_key
@@ -17,6 +18,7 @@ __all__ = ["LEASE_SECONDS", "Lease", "Refused", "Registered", "RouteTable"]
 
 LEASE_SECONDS = 15.0
 MAX_ROUTES_PER_TRANSCEIVER = 8192
+MAX_SUPERSEDED = 4096  # instances remembered, so that two processes with one id do not alternate
 
 
 class Refused(Exception):
@@ -71,6 +73,7 @@ class RouteTable:
         self._leases: dict[str, Lease] = {}
         self._ufrags: dict[str, Lease] = {}
         self._resting: set[int] = set()
+        self._superseded: deque[int] = deque(maxlen=MAX_SUPERSEDED)
         self._next_route = 1
 
     def leases(self) -> list[Lease]:
@@ -115,6 +118,8 @@ class RouteTable:
         """Make or renew a lease. Raises Refused."""
         self._check(id, instance, port, capacity)
         number = instance_number(instance)
+        if number in self._superseded:
+            raise Refused(409, f"another process has taken the place of {id}")
         held = self._leases.get(id)
         if held and (held.instance, held.address, held.port) == (number, address, port):
             held.http, held.capacity, held.expires = http, capacity, now + LEASE_SECONDS
@@ -127,6 +132,8 @@ class RouteTable:
         index = self._free_index()
         for other in ended:
             self._end(other)
+            if other.instance != number:
+                self._superseded.append(other.instance)
         lease = Lease(id, index, number, address, port, http, capacity, now + LEASE_SECONDS)
         self._leases[id] = lease
         return Registered(lease, new=True, ended=tuple(ended))
@@ -189,6 +196,8 @@ class RouteTable:
         lease = self._leases.get(id)
         if lease is None:
             raise Refused(404, f"no transceiver {id} is registered")
+        if instance_number(instance) in self._superseded:
+            raise Refused(409, f"another process has taken the place of {id}")
         if lease.instance != instance_number(instance):
             raise Refused(403, f"another process speaks for {id}")
         return lease

@@ -264,7 +264,6 @@ def _agent_unload(_arguments: argparse.Namespace) -> int:
 def _transceiver_run(arguments: argparse.Namespace) -> int:
     from transceiver.server import TransceiverConfig, run
 
-    _log_to_stderr()
     run(
         TransceiverConfig(
             id=arguments.id,

@@ -241,7 +241,7 @@ def _batch_for_xdp() -> None:
     XDP_REDIRECT out of a veth delivers only if its peer has NAPI (`gro on`) or XDP of its own.
     The places' own ends keep their default offloads.
     """
-    for port in ("relay-public",):
+    for port in ("relay-public", "relay-inside"):
         ethtool = IoctlEthtool(port)
         try:
             ethtool.set_offload_flag("generic-receive-offload", 1)

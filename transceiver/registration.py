@@ -114,9 +114,7 @@ class Registration:
         )
         self._vips = tuple((vip.address, vip.port) for vip in lease.vips)
         held = {
-            route["ufrag"]
-            for route in (await self._client.routes())["routes"]
-            if route["transceiver"] == self._id
+            route["ufrag"] for route in (await self._client.routes(transceiver=self._id))["routes"]
         }
         for ufrag in self._live - held:
             await self._client.add_route(ufrag, transceiver=self._id, instance=self._instance)
