@@ -158,15 +158,15 @@ class Call {
   release() {
     this.timers.forEach(clearTimeout);
     this.microphone?.getTracks().forEach((track) => track.stop());
-    this.pc?.close();
-    this.audio?.close();
-    this.audio = undefined;
-    $("audio").srcObject = null;
     if (this.url) {
       // keepalive: also when the page goes away. A session that is gone already is a success.
       fetch(this.url, { method: "DELETE", keepalive: true, headers: { Authorization: `Bearer ${this.key}` } }).catch(() => {});
       this.url = null;
     }
+    this.pc?.close();
+    this.audio?.close();
+    this.audio = undefined;
+    $("audio").srcObject = null;
   }
 }
 
@@ -271,20 +271,20 @@ function takeKeyFromUrl() {
   const given = /^#key=(.+)$/.exec(location.hash);
   if (!given) return;
   try {
-    sessionStorage.setItem("key", decodeURIComponent(given[1]));
+    sessionStorage.setItem("shunt-key", decodeURIComponent(given[1]));
   } catch {
-    sessionStorage.setItem("key", given[1]); // a % that encodes nothing
+    sessionStorage.setItem("shunt-key", given[1]); // a % that encodes nothing
   }
   history.replaceState(null, "", location.pathname + location.search);
   if (!call || call.over) setState("idle", "Ready to call");
 }
 
 function storedKey() {
-  return sessionStorage.getItem("key") ?? "";
+  return sessionStorage.getItem("shunt-key") ?? "";
 }
 
 function forgetKey() {
-  sessionStorage.removeItem("key");
+  sessionStorage.removeItem("shunt-key");
 }
 
 // ── Wiring ──────────────────────────────────────────────────────────────────────────────────────
@@ -298,7 +298,7 @@ $("form").onsubmit = async (event) => {
     $("key").focus();
     return;
   }
-  sessionStorage.setItem("key", key);
+  sessionStorage.setItem("shunt-key", key);
   $("key").value = "";
   for (const id of ["local", "remote", "ice-rtt", "channel-rtt", "sent", "received"]) show(id, "–");
   show("lost", "");
