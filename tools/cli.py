@@ -20,6 +20,7 @@ __all__ = ["main"]
 
 Command = Callable[[argparse.Namespace], int]
 AGENT_SOCKET = "/run/shunt/agent.sock"
+PINS = "/sys/fs/bpf/shunt"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,8 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--inside", required=True, type=_names, metavar="IFACE[,…]")
     run.add_argument("--vip", required=True, type=_endpoint, action="append", metavar="ADDR:PORT")
     run.add_argument("--inside-address", required=True, metavar="ADDR")
+    run.add_argument("--inside-ports", type=_port_range, default=(10000, 32767), metavar="A-B")
     run.add_argument("--socket", default=AGENT_SOCKET, metavar="PATH")
-    _command(agent, "unload", _agent_unload, "detach the program, remove the pins", root=True)
+    run.add_argument("--uid", type=int, action="append", default=[], help="may use the socket")
+    run.add_argument("--pins", default=PINS, metavar="DIR", help="in bpffs")
+    unload = _command(
+        agent, "unload", _agent_unload, "detach the program, remove the pins", root=True
+    )
+    unload.add_argument("--pins", default=PINS, metavar="DIR")
 
     transceiver = _noun(nouns, "transceiver", "the process that terminates WebRTC")
     run = _command(transceiver, "run", _transceiver_run, "serve calls, in the foreground")
@@ -159,6 +166,11 @@ def _size(text: str) -> int:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
+
+
+def _port_range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    return _port(first), _port(last)
 
 
 def _endpoint(text: str) -> tuple[str, int]:
@@ -241,6 +253,10 @@ def _agent_run(arguments: argparse.Namespace) -> int:
             vips=tuple(Vip(address, port) for address, port in arguments.vip),
             inside_address=arguments.inside_address,
             socket=Path(arguments.socket),
+            pins=Path(arguments.pins),
+            first_port=arguments.inside_ports[0],
+            last_port=arguments.inside_ports[1],
+            uids=frozenset(arguments.uid),
         )
     )
     return 0
@@ -254,10 +270,10 @@ def _log_to_stderr() -> None:
     )
 
 
-def _agent_unload(_arguments: argparse.Namespace) -> int:
+def _agent_unload(arguments: argparse.Namespace) -> int:
     from loader.agent import unload
 
-    unload()
+    unload(Path(arguments.pins))
     return 0
 
 

@@ -208,12 +208,13 @@ def _agent_ready(lab: Lab) -> bool:
 
 
 def _transceiver_ready(lab: Lab, transceiver: LabTransceiver) -> bool:
-    """Registered with the agent, and its HTTP answers a client through the relay's kernel."""
+    """Registered with the agent, which knows its MAC address, and its HTTP answers a client
+    through the relay's kernel."""
 
     async def registered() -> bool:
         async with AgentClient(lab.agent_socket) as agent:
             answer = await agent.transceivers()
-        return transceiver.id in {entry["id"] for entry in answer["transceivers"]}
+        return transceiver.id in {e["id"] for e in answer["transceivers"] if e["reachable"]}
 
     def answers() -> bool:
         with urllib.request.urlopen(f"{transceiver.http}/healthz", timeout=2) as answer:

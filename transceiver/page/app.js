@@ -301,8 +301,7 @@ $("form").onsubmit = async (event) => {
   sessionStorage.setItem("shunt-key", key);
   $("key").value = "";
   for (const id of ["local", "remote", "ice-rtt", "channel-rtt", "sent", "received"]) show(id, "–");
-  show("lost", "");
-  show("clock", "");
+  for (const id of ["local-kind", "remote-kind", "lost", "clock"]) show(id, "");
   before = { sent: 0, received: 0 };
   problem("");
   setState("calling", "Calling…");
