@@ -49,6 +49,12 @@ static __always_inline bool shunt_is_idle(const struct shunt_slot *slot, __u32 n
 	return shunt_age(slot->to_transceiver.seen, now) >= SHUNT_IDLE_TICKS;
 }
 
+static __always_inline bool shunt_is_live(const struct shunt_slot *slot)
+{
+	return slot->to_transceiver.state == SHUNT_PENDING ||
+	       slot->to_transceiver.state == SHUNT_ESTABLISHED;
+}
+
 static __always_inline bool shunt_is_client(const struct shunt_slot *slot,
 					    const struct shunt_client4 *client)
 {

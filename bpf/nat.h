@@ -116,8 +116,8 @@ static __always_inline void shunt_deltas(__u64 before_addresses, __u32 before_po
 {
 	/* The TTL is the upper byte of its word and goes down by one. */
 	*ip_delta = shunt_csum_delta(before_addresses + htons(0x0100), after_addresses);
-	*udp_delta = shunt_csum_delta(before_addresses + before_ports,
-				      after_addresses + after_ports);
+	*udp_delta =
+		shunt_csum_delta(before_addresses + before_ports, after_addresses + after_ports);
 }
 
 /* Cannot fail: everything that can was checked before. `checksum` is the whole UDP checksum. */

@@ -29,7 +29,8 @@
 	X(19, slot_free, "to an inside port that no flow uses")                                    \
 	X(20, slot_closing, "to an inside port whose flow was closed")                             \
 	X(21, wrong_transceiver, "to an inside port of another transceiver's flow")                \
-	X(22, not_established, "other than STUN from a transceiver before the flow is established") \
+	X(22, not_established,                                                                     \
+	  "other than STUN from a transceiver before the flow is established")                     \
 	X(23, amplification, "over 3 times the bytes of a client that has not answered a check")
 
 enum shunt_reason {

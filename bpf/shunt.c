@@ -16,158 +16,12 @@
 #include <linux/ip.h>
 #include <linux/udp.h>
 
-#include "reasons.h"
-#include "types.h"
-#include "maps.h"
 #include "packet.h"
-#include "stun.h"
 #include "nat.h"
 #include "flow.h"
-
-static __always_inline void shunt_count(__u32 direction, __u64 bytes)
-{
-	struct shunt_traffic *count = traffic.lookup(&direction);
-
-	if (count) {
-		count->packets++;
-		count->bytes += bytes;
-	}
-}
-
-static __always_inline int shunt_pass(struct xdp_md *ctx)
-{
-	shunt_count(SHUNT_PASSED, ctx->data_end - ctx->data);
-	return XDP_PASS;
-}
-
-static __always_inline int shunt_drop(__u32 reason)
-{
-	u64 *count = drops.lookup(&reason);
-
-	if (count)
-		(*count)++;
-	return XDP_DROP;
-}
-
-static __always_inline int shunt_send(struct xdp_md *ctx, __u32 ifindex)
-{
-	return ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(ifindex, 0);
-}
-
-/* Client → VIP, steps 3 to 5: which slot a packet goes through, by what it is. */
-
-static __always_inline enum shunt_reason
-binding_request(struct xdp_md *ctx, const struct shunt_settings *settings,
-		struct shunt_packet *packet, struct shunt_stun *stun, struct shunt_client4 *client,
-		__u32 now, __u32 *port)
-{
-	struct shunt_transceiver *transceiver;
-	struct shunt_handshake *handshake;
-	struct shunt_scratch *work;
-	struct shunt_route *route;
-	enum shunt_reason reason;
-	struct shunt_slot *slot;
-	__u32 zero = 0;
-
-	work = scratch.lookup(&zero);
-	if (!work)
-		return SHUNT_DROP_stun_malformed;
-	reason = shunt_parse_ufrag(ctx, packet, work);
-	if (reason)
-		return reason;
-	route = routes.lookup(&work->ufrag);
-	if (!route)
-		return SHUNT_DROP_no_route;
-
-	slot = shunt_established(client, port);
-	if (slot && slot->to_transceiver.route == route->id) {
-		shunt_learn_next_hop(ctx, slot, packet);
-		return SHUNT_OK;
-	}
-	if (slot && slot->to_transceiver.transceiver == route->transceiver) {
-		/* An ICE restart: the same flow, and the route once the transceiver agrees. */
-		slot->to_transceiver.next_route = route->id;
-	} else {
-		transceiver = transceivers.lookup(&route->transceiver);
-		if (!transceiver || !transceiver->port)
-			return SHUNT_DROP_transceiver_gone;
-		if (shunt_is_martian4(client->address) || !client->port ||
-		    client->address == packet->ip->daddr ||
-		    shunt_has_address4(&settings->inside_address, client->address))
-			return SHUNT_DROP_source;
-		if (!shunt_claim(route))
-			return SHUNT_DROP_route_busy;
-		reason = shunt_route_slot(ctx, settings, packet, client, route, transceiver, work,
-					  now, port);
-		shunt_release(route);
-		if (reason)
-			return reason;
-	}
-
-	handshake = handshakes.lookup(port);
-	if (handshake)
-		shunt_remember_request(handshake, &stun->transaction);
-	return SHUNT_OK;
-}
-
-static __always_inline enum shunt_reason binding_response(struct shunt_stun *stun,
-							  struct shunt_client4 *client, __u32 now,
-							  __u32 *port)
-{
-	struct shunt_slot *slot, *flow;
-	__u32 flow_port = 0;
-	__u32 *found;
-
-	found = checks.lookup(&stun->transaction);
-	if (!found)
-		return SHUNT_DROP_unexpected_response;
-	*port = *found;
-	slot = slots.lookup(port);
-	if (!slot || !shunt_is_client(slot, client))
-		return SHUNT_DROP_unexpected_response;
-
-	/* Only a success proves anything: a client also answers, with an error, the checks of a
-	 * stranger's session that somebody aimed at it. */
-	if (stun->type != htons(SHUNT_STUN_SUCCESS))
-		return SHUNT_OK;
-	slot->to_client.proven = 1;
-	if (slot->to_transceiver.state == SHUNT_PENDING) {
-		flow = shunt_established(client, &flow_port);
-		shunt_establish(client, slot, *port, flow, now);
-	}
-	return SHUNT_OK;
-}
-
-static __always_inline enum shunt_reason established_flow(struct shunt_client4 *client, __u32 *port)
-{
-	return shunt_established(client, port) ? SHUNT_OK : SHUNT_DROP_no_flow;
-}
-
-static __always_inline enum shunt_reason client_slot(struct xdp_md *ctx,
-						     const struct shunt_settings *settings,
-						     struct shunt_packet *packet,
-						     struct shunt_client4 *client, __u32 now,
-						     __u32 *port)
-{
-	struct shunt_stun *stun;
-
-	switch (shunt_classify(packet)) {
-	case SHUNT_CLASS_MEDIA:
-		return established_flow(client, port);
-	case SHUNT_CLASS_STUN:
-		break;
-	default:
-		return SHUNT_DROP_class;
-	}
-	stun = shunt_parse_stun(packet);
-	if (!stun)
-		return SHUNT_DROP_stun_malformed;
-	if (stun->type == htons(SHUNT_STUN_REQUEST))
-		return binding_request(ctx, settings, packet, stun, client, now, port);
-	if (stun->type == htons(SHUNT_STUN_SUCCESS) || stun->type == htons(SHUNT_STUN_ERROR))
-		return binding_response(stun, client, now, port);
-	return established_flow(client, port);
-}
+#include "client.h"
+#include "transceiver.h"
+#include "verdict.h"
 
 static __always_inline int from_client(struct xdp_md *ctx, const struct shunt_settings *settings,
 				       struct shunt_packet *packet, __u32 vip)
@@ -224,90 +78,6 @@ static __always_inline int from_client(struct xdp_md *ctx, const struct shunt_se
 	return shunt_send(ctx, transceiver->ifindex);
 }
 
-/* Transceiver → inside address:port. */
-
-/* A transceiver's STUN moves its slot on: its answer to the client, or its own check. */
-static __always_inline void transceiver_stun(struct shunt_packet *packet, struct shunt_slot *slot,
-					     __u32 port)
-{
-	struct shunt_stun *stun = shunt_parse_stun(packet);
-	struct shunt_client4 client = {};
-	struct shunt_handshake *handshake;
-	struct shunt_slot *flow;
-	__u32 flow_port = 0;
-	__u32 now;
-
-	handshake = handshakes.lookup(&port);
-	if (!stun || !handshake)
-		return;
-	if (stun->type == htons(SHUNT_STUN_REQUEST)) {
-		shunt_remember_check(handshake, &stun->transaction, port);
-		return;
-	}
-	if (stun->type != htons(SHUNT_STUN_SUCCESS) ||
-	    !shunt_is_requested(handshake, &stun->transaction))
-		return;
-
-	if (slot->to_transceiver.state == SHUNT_ESTABLISHED) {
-		if (slot->to_transceiver.next_route) {
-			slot->to_transceiver.route = slot->to_transceiver.next_route;
-			slot->to_transceiver.next_route = 0;
-		}
-		return;
-	}
-	client.address = slot->to_client.client.word[3];
-	client.port = slot->to_client.client_port;
-	client.vip = slot->to_client.vip;
-	now = shunt_now();
-	flow = shunt_established(&client, &flow_port);
-	/* A flow in use gives way only when the client itself has answered the transceiver:
-	 * anybody with a session of their own can have a request sent in a stranger's name. */
-	if (!flow || shunt_is_idle(flow, now))
-		shunt_establish(&client, slot, port, flow, now);
-}
-
-static __always_inline bool is_inside(struct xdp_md *ctx, const struct shunt_settings *settings)
-{
-	for (int i = 0; i < SHUNT_INTERFACES; i++) {
-		if (settings->inside_interfaces[i] == ctx->ingress_ifindex)
-			return true;
-	}
-	return false;
-}
-
-static __always_inline enum shunt_reason
-transceiver_slot(struct xdp_md *ctx, const struct shunt_settings *settings,
-		 struct shunt_packet *packet, struct shunt_slot *slot, __u32 port)
-{
-	struct shunt_transceiver *transceiver;
-	enum shunt_reason reason;
-	enum shunt_class class;
-
-	if (!is_inside(ctx, settings))
-		return SHUNT_DROP_wrong_interface;
-	reason = shunt_check_headers(packet);
-	if (reason)
-		return reason;
-	if (slot->to_client.state == SHUNT_FREE)
-		return SHUNT_DROP_slot_free;
-	if (slot->to_client.state == SHUNT_CLOSING)
-		return SHUNT_DROP_slot_closing;
-	transceiver = transceivers.lookup(&slot->to_client.transceiver);
-	if (!transceiver || !transceiver->port)
-		return SHUNT_DROP_transceiver_gone;
-	if (!shunt_has_address4(&transceiver->address, packet->ip->saddr) ||
-	    transceiver->port != packet->udp->source)
-		return SHUNT_DROP_wrong_transceiver;
-	class = shunt_classify(packet);
-	if (slot->to_client.state != SHUNT_ESTABLISHED && class != SHUNT_CLASS_STUN)
-		return SHUNT_DROP_not_established;
-	/* Nobody is to be flooded by a request in their name (RFC 8445 19.5.1). */
-	if (!slot->to_client.proven &&
-	    slot->to_client.bytes + ntohs(packet->ip->tot_len) > 3 * slot->to_transceiver.bytes)
-		return SHUNT_DROP_amplification;
-	return SHUNT_OK;
-}
-
 static __always_inline int from_transceiver(struct xdp_md *ctx,
 					    const struct shunt_settings *settings,
 					    struct shunt_packet *packet)
@@ -323,7 +93,7 @@ static __always_inline int from_transceiver(struct xdp_md *ctx,
 	slot = slots.lookup(&port);
 	if (!slot)
 		return shunt_drop(SHUNT_DROP_slot_free);
-	reason = transceiver_slot(ctx, settings, packet, slot, port);
+	reason = transceiver_slot(ctx, settings, packet, slot);
 	if (reason)
 		return shunt_drop(reason);
 	reason = shunt_whole_checksum(packet, &checksum);

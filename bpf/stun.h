@@ -8,7 +8,7 @@
 #include "packet.h"
 
 #define SHUNT_STUN_COOKIE 0x2112a442
-#define SHUNT_STUN_REQUEST 0x0001  /* Binding, by class */
+#define SHUNT_STUN_REQUEST 0x0001 /* Binding, by class */
 #define SHUNT_STUN_SUCCESS 0x0101
 #define SHUNT_STUN_ERROR 0x0111
 #define SHUNT_STUN_USERNAME 0x0006
@@ -44,9 +44,8 @@ static __always_inline struct shunt_stun *shunt_parse_stun(const struct shunt_pa
 
 /* Reads the server's ufrag, the part of USERNAME before the colon (RFC 8445 7.2.2), into the
  * scratch. */
-static __always_inline enum shunt_reason shunt_parse_ufrag(struct xdp_md *ctx,
-							   const struct shunt_packet *packet,
-							   struct shunt_scratch *work)
+static __always_inline enum shunt_reason
+shunt_parse_ufrag(struct xdp_md *ctx, const struct shunt_packet *packet, struct shunt_scratch *work)
 {
 	const __u32 start = packet->payload - (void *)(long)ctx->data;
 	struct shunt_stun_attribute *attribute;

@@ -7,15 +7,15 @@
  */
 #pragma once
 
-#define SHUNT_PORTS 65536     /* a slot's index is its inside UDP port */
+#define SHUNT_PORTS 65536 /* a slot's index is its inside UDP port */
 #define SHUNT_ROUTES 65536
 #define SHUNT_TRANSCEIVERS 4096
 #define SHUNT_VIPS 4
 #define SHUNT_INTERFACES 8
 #define SHUNT_UFRAG_LENGTH 32 /* the longest ufrag that can be routed, in characters */
 #define SHUNT_ROUTE_SLOTS 8
-#define SHUNT_REQUESTS 4      /* a client's Binding Requests remembered per slot */
-#define SHUNT_CHECKS 2        /* a transceiver's checks remembered per slot */
+#define SHUNT_REQUESTS 4 /* a client's Binding Requests remembered per slot */
+#define SHUNT_CHECKS 2   /* a transceiver's checks remembered per slot */
 
 struct shunt_address {
 	__be32 word[4];
@@ -59,11 +59,11 @@ struct shunt_scratch {
 };
 
 struct shunt_route {
-	struct bpf_spin_lock lock; /* guards busy, and nothing else */
-	__u32 busy;                /* a CPU is choosing or filling one of the slots */
-	__u32 id;                  /* never used twice */
-	__u32 transceiver;         /* index into transceivers */
-	__u32 flags;               /* SHUNT_ROUTE_… */
+	struct bpf_spin_lock lock;      /* guards busy, and nothing else */
+	__u32 busy;                     /* a CPU is choosing or filling one of the slots */
+	__u32 id;                       /* never used twice */
+	__u32 transceiver;              /* index into transceivers */
+	__u32 flags;                    /* SHUNT_ROUTE_… */
 	__u32 slots[SHUNT_ROUTE_SLOTS]; /* a slot is the route's only if its own `route` says so */
 };
 
@@ -136,8 +136,9 @@ struct shunt_transaction {
 };
 
 struct shunt_handshake {
-	struct shunt_transaction requests[SHUNT_REQUESTS]; /* of the client, latest overwrites oldest */
-	struct shunt_transaction checks[SHUNT_CHECKS];     /* of the transceiver, likewise */
+	/* Of the client, and of the transceiver; the latest overwrites the oldest. */
+	struct shunt_transaction requests[SHUNT_REQUESTS];
+	struct shunt_transaction checks[SHUNT_CHECKS];
 	__u32 next_request;
 	__u32 next_check;
 };

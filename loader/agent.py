@@ -136,9 +136,18 @@ class Agent:
         inside = [interface.ifindex for interface in self._interfaces if interface.inside]
         for place, ifindex in enumerate(inside):
             settings.inside_interfaces[place] = ifindex
+        before = self._maps.settings()
         self._maps.configure(settings)
         self._maps.set_interfaces(self._interfaces)
         self._flows = FlowTable(self._maps)
+        if (bytes(before.vips), bytes(before.inside_address)) != (
+            bytes(settings.vips),
+            bytes(settings.inside_address),
+        ):
+            # What a slot adds to checksums is worked out for the addresses it was opened with.
+            closed = self._flows.close_all(now=self._clock())
+            if closed:
+                log.warning("the relay has other addresses than before: %d flows closed", closed)
 
     def adopt(self) -> None:
         """Take over the transceivers, routes and flows that an earlier agent left in the maps."""

@@ -73,6 +73,10 @@ class FlowTable:
         mine = np.isin(self._forward["route"], list(routes)) & self._live()
         return self._close(mine, now)
 
+    def close_all(self, *, now: float) -> int:
+        """Close every flow; how many."""
+        return self._close(self._live(), now)
+
     def sweep(self, known_routes: Iterable[int], *, now: float) -> int:
         """Close flows that are idle, or whose route is gone; free ports that have rested. How
         many flows were closed."""

@@ -55,9 +55,9 @@ class TransceiverConfig:
     ice: IceTiming = field(default_factory=IceTiming)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.id):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.id):
             raise ShuntError(
-                f"transceiver id {self.id!r} is not valid", "use up to 64 of A-Z a-z 0-9 . _ -"
+                f"transceiver id {self.id!r} is not valid", "use up to 63 of A-Z a-z 0-9 . _ -"
             )
         _endpoint(self.udp, "--udp")
         _endpoint(self.http, "--http")

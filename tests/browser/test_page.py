@@ -1,6 +1,7 @@
 """The page in a real browser, behind the relay, seen through getStats()."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,9 @@ from tests.browser.chromium import browser_in
 from tools.labstate import Lab
 
 SETUP_MS = 20_000
+GROWTH_S = 10.0
 NUMBER = re.compile(r"^[\d.,]+$")
 STATS = "async () => Array.from((await window.shunt.pc.getStats()).values())"
-# Never true until the call is up; then, when both of its directions have carried that much more.
-GROWN = """async ([sent, received]) => {
-    const stats = Array.from((await window.shunt.pc.getStats()).values());
-    const audio = (type) => stats.find((s) => s.type === type && s.kind === "audio");
-    return audio("outbound-rtp")?.packetsSent >= sent &&
-        audio("inbound-rtp")?.packetsReceived >= received;
-}"""
-
 Opens = Callable[[str], Page]
 
 
@@ -56,16 +50,27 @@ def one(stats: list[dict[str, Any]], **facts: object) -> dict[str, Any]:
     return found
 
 
-def packets(stats: list[dict[str, Any]]) -> tuple[int, int]:
-    """Audio packets sent, received."""
-    sent = one(stats, type="outbound-rtp", kind="audio")["packetsSent"]
-    return sent, one(stats, type="inbound-rtp", kind="audio")["packetsReceived"]
+def packets(page: Page) -> tuple[int, int]:
+    """Audio packets sent and received so far; none where there are no figures yet."""
+    count = {"packetsSent": 0, "packetsReceived": 0}
+    for entry in page.evaluate(STATS):
+        if entry["type"] in ("outbound-rtp", "inbound-rtp") and entry["kind"] == "audio":
+            count |= {name: entry[name] for name in count if name in entry}
+    return count["packetsSent"], count["packetsReceived"]
+
+
+def wait_for_packets(page: Page, sent: int, received: int) -> None:
+    """Until that many went each way. (wait_for_function takes an async predicate for true.)"""
+    deadline = time.monotonic() + GROWTH_S
+    while (have := packets(page))[0] < sent or have[1] < received:
+        assert time.monotonic() < deadline, f"{have} packets, not {(sent, received)}"
+        page.wait_for_timeout(100)
 
 
 def test_audio_goes_both_ways(calling: Page) -> None:
-    calling.wait_for_function(GROWN, arg=[20, 20])
-    sent, received = packets(calling.evaluate(STATS))
-    calling.wait_for_function(GROWN, arg=[sent + 50, received + 50])
+    wait_for_packets(calling, 20, 20)
+    sent, received = packets(calling)
+    wait_for_packets(calling, sent + 50, received + 50)
 
 
 def test_what_comes_back_is_heard(calling: Page) -> None:
@@ -88,6 +93,7 @@ def test_the_page_shows_the_path_and_the_round_trips(calling: Page, lab: Lab) ->
     address, port = lab.vip
     expect(calling.locator("#remote")).to_have_text(f"{address}:{port}")
     expect(calling.locator("#local")).to_contain_text("198.18.0.10:")
+    expect(calling.locator("#inside")).to_contain_text("198.18.1.1:")
     for figure in ("#ice-rtt", "#channel-rtt", "#sent", "#received"):
         expect(calling.locator(figure)).to_have_text(NUMBER, timeout=SETUP_MS)
 

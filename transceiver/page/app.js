@@ -228,8 +228,7 @@ function showFigures(stats, connectedAt) {
   const inbound = all.find((s) => s.type === "inbound-rtp" && s.kind === "audio");
   const received = inbound?.packetsReceived ?? 0;
   if (pair) {
-    showCandidate("local", stats.get(pair.localCandidateId));
-    showCandidate("remote", stats.get(pair.remoteCandidateId));
+    showPath(stats.get(pair.localCandidateId), stats.get(pair.remoteCandidateId));
     if (pair.currentRoundTripTime !== undefined) show("ice-rtt", milliseconds(pair.currentRoundTripTime * 1000));
   }
   show("sent", sent.toLocaleString("en"));
@@ -240,12 +239,18 @@ function showFigures(stats, connectedAt) {
   if (connectedAt !== null) show("clock", clock(performance.now() - connectedAt));
 }
 
-function showCandidate(id, candidate) {
-  if (!candidate) return;
-  const { address, port, candidateType, protocol } = candidate;
-  const host = address?.includes(":") ? `[${address}]` : address;
-  show(id, host ? `${host}:${port}` : `(hidden by the browser):${port}`);
-  show(`${id}-kind`, `${candidateType} candidate, ${protocol}`);
+// To ICE, a relay that rewrites addresses is a NAT: the local candidate is a reflexive one, and holds
+// the relay's inside address, which is how the transceiver sees us. Our own is the related address.
+function showPath(local, remote) {
+  const reflexive = local?.candidateType !== "host";
+  show("local", reflexive ? endpoint(local?.relatedAddress, local?.relatedPort) : endpoint(local.address, local.port));
+  show("remote", endpoint(remote?.address, remote?.port));
+  show("inside", reflexive ? endpoint(local?.address, local?.port) : "the same");
+}
+
+function endpoint(address, port) {
+  if (!address) return "hidden by the browser";
+  return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
 }
 
 function milliseconds(value) {
@@ -300,8 +305,8 @@ $("form").onsubmit = async (event) => {
   }
   sessionStorage.setItem("shunt-key", key);
   $("key").value = "";
-  for (const id of ["local", "remote", "ice-rtt", "channel-rtt", "sent", "received"]) show(id, "–");
-  for (const id of ["local-kind", "remote-kind", "lost", "clock"]) show(id, "");
+  for (const id of ["local", "remote", "inside", "ice-rtt", "channel-rtt", "sent", "received"]) show(id, "–");
+  for (const id of ["lost", "clock"]) show(id, "");
   before = { sent: 0, received: 0 };
   problem("");
   setState("calling", "Calling…");

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What becomes of a packet, and the counters that tell of it.
+ */
+#pragma once
+
+#include "maps.h"
+
+static __always_inline void shunt_count(__u32 direction, __u64 bytes)
+{
+	struct shunt_traffic *count = traffic.lookup(&direction);
+
+	if (count) {
+		count->packets++;
+		count->bytes += bytes;
+	}
+}
+
+static __always_inline int shunt_pass(struct xdp_md *ctx)
+{
+	shunt_count(SHUNT_PASSED, ctx->data_end - ctx->data);
+	return XDP_PASS;
+}
+
+static __always_inline int shunt_drop(__u32 reason)
+{
+	u64 *count = drops.lookup(&reason);
+
+	if (count)
+		(*count)++;
+	return XDP_DROP;
+}
+
+static __always_inline int shunt_send(struct xdp_md *ctx, __u32 ifindex)
+{
+	return ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(ifindex, 0);
+}
