@@ -41,13 +41,14 @@ class Flow:
 
 
 class FlowTable:
-    """The slots of the configured ports, over the maps."""
+    """All slots, over the maps. New ones are opened only at the configured ports, but those that
+    an earlier agent's configuration left at others end as any."""
 
     def __init__(self, maps: Maps) -> None:
         self._maps = maps
         settings = maps.settings()
-        self._first = settings.first_port
-        self._slots = maps.slots[settings.first_port : settings.last_port + 1]
+        self._ports = range(settings.first_port, settings.last_port + 1)
+        self._slots = maps.slots
         self._forward = self._slots["to_transceiver"]
 
     def rebuild_free(self) -> int:
@@ -59,9 +60,9 @@ class FlowTable:
         """
         while self._maps.take_free() is not None:
             pass
-        free = np.flatnonzero(self._forward["state"] == State.FREE)
-        for offset in free:
-            self._maps.free(self._first + int(offset))
+        free = [port for port in self._ports if self._forward["state"][port] == State.FREE]
+        for port in free:
+            self._maps.free(port)
         return len(free)
 
     def highest_route(self) -> int:
@@ -90,8 +91,8 @@ class FlowTable:
         rested = (self._forward["state"] == State.CLOSING) & (
             _elapsed(moment, self._forward["since"]) >= int(REST_SECONDS / TICK)
         )
-        for offset in np.flatnonzero(rested):
-            self._free(int(offset))
+        for port in np.flatnonzero(rested):
+            self._free(int(port))
         return closed
 
     def transceivers(self) -> set[int]:
@@ -102,8 +103,8 @@ class FlowTable:
     def flows(self, *, now: float) -> list[Flow]:
         """All slots in use, by port."""
         return [
-            self._flow(int(offset), now)
-            for offset in np.flatnonzero(self._forward["state"] != State.FREE)
+            self._flow(int(port), now)
+            for port in np.flatnonzero(self._forward["state"] != State.FREE)
         ]
 
     def _live(self) -> Any:
@@ -111,24 +112,24 @@ class FlowTable:
         return (state == State.PENDING) | (state == State.ESTABLISHED)
 
     def _close(self, which: Any, now: float) -> int:
-        offsets = np.flatnonzero(which)
-        for offset in offsets:
+        ports = np.flatnonzero(which)
+        for port in ports:
             # The client's entry first: whoever dies in between leaves a flow that is swept, not
             # an entry that leads to a port with a new life.
-            self._forget(int(offset))
-            self._forward["since"][offset] = ticks(now)
-            self._set_state(int(offset), State.CLOSING)
-        return len(offsets)
+            self._forget(int(port))
+            self._forward["since"][port] = ticks(now)
+            self._set_state(int(port), State.CLOSING)
+        return len(ports)
 
-    def _free(self, offset: int) -> None:
+    def _free(self, port: int) -> None:
         # The program closes slots too, and leaves these entries to us.
-        self._forget(offset)
-        self._set_state(offset, State.FREE)
-        self._maps.free(self._first + offset)
+        self._forget(port)
+        self._set_state(port, State.FREE)
+        if port in self._ports:
+            self._maps.free(port)
 
-    def _forget(self, offset: int) -> None:
-        port = self._first + offset
-        back = self._slots["to_client"][offset]
+    def _forget(self, port: int) -> None:
+        back = self._slots["to_client"][port]
         client = Client4(
             address=int.from_bytes(bytes(back["client"])[12:], "big"),
             port=int(back["client_port"]),
@@ -137,15 +138,15 @@ class FlowTable:
         self._maps.forget_client(client, port=port)
         self._maps.forget_checks(port)
 
-    def _set_state(self, offset: int, state: State) -> None:
-        self._slots["to_client"]["state"][offset] = state
-        self._forward["state"][offset] = state
+    def _set_state(self, port: int, state: State) -> None:
+        self._slots["to_client"]["state"][port] = state
+        self._forward["state"][port] = state
 
-    def _flow(self, offset: int, now: float) -> Flow:
-        slot = self._slots[offset]
+    def _flow(self, port: int, now: float) -> Flow:
+        slot = self._slots[port]
         there, back = slot["to_transceiver"], slot["to_client"]
         return Flow(
-            port=self._first + offset,
+            port=port,
             state=State(int(there["state"])),
             client=text_address(bytes(back["client"])),
             client_port=int(back["client_port"]),
