@@ -30,11 +30,11 @@ class Rates:
 
 def rates(before: Snapshot, after: Snapshot) -> Rates:
     """Nothing moves if no time has passed. A flow that was not there before began at zero, and
-    so did one whose port was given to another flow in between."""
+    so did one that counts less than before: its port was given anew in between."""
     seconds = after.at - before.at
 
     def speed(now: int, then: int) -> float:
-        return max(0, now - then) / seconds if seconds > 0 else 0.0
+        return (now - then if now >= then else now) / seconds if seconds > 0 else 0.0
 
     earlier = {_identity(flow): flow for flow in before.flows}
     return Rates(
@@ -60,4 +60,5 @@ def rates(before: Snapshot, after: Snapshot) -> Rates:
 
 
 def _identity(flow: Mapping[str, Any]) -> tuple[Any, ...]:
-    return flow["port"], flow["client"], flow["ufrag"]
+    # Not its ufrag: a flow outlives its route, closing, and may take another at an ICE restart.
+    return flow["port"], flow["client"]

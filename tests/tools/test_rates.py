@@ -51,3 +51,9 @@ def test_counters_that_were_reset_do_not_run_backwards() -> None:
 
 def test_without_time_between_nothing_moves() -> None:
     assert rates(snapshot(1.0), snapshot(1.0, to_client=9)).traffic["to_client"] == 0.0
+
+
+def test_a_flow_whose_route_has_gone_is_still_the_same_flow() -> None:
+    before, after = flow(7, "c:1", 100), flow(7, "c:1", 110) | {"ufrag": None}
+
+    assert rates(snapshot(0.0, before), snapshot(1.0, after)).flows[7]["to_client"] == 10.0
