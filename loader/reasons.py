@@ -7,7 +7,7 @@ from loader.source import BPF_FOLDER
 
 __all__ = ["REASONS", "Reason"]
 
-_ENTRY = re.compile(r'X\((\d+),\s*(\w+),\s*"([^"]+)"\)')
+_ENTRY = re.compile(r'X\((\d+),[\s\\]*(\w+),[\s\\]*"([^"]+)"\)')
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,5 +85,10 @@ class FakeAgent:
         return web.Response(status=204)
 
     async def _list(self, request: web.Request) -> web.Response:
-        routes = [{"ufrag": u, "transceiver": t, "slots": []} for u, t in self.routes.items()]
+        wanted = request.query.get("transceiver")
+        routes = [
+            {"ufrag": ufrag, "transceiver": transceiver, "slots": []}
+            for ufrag, transceiver in self.routes.items()
+            if wanted in (None, transceiver)
+        ]
         return web.json_response({"routes": routes})
