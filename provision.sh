@@ -19,11 +19,9 @@ die() {
 	exit 1
 }
 
-# logged LOG COMMAND…: runs it quietly, into the log.
+# Runs a command quietly, into the log.
 logged() {
-	log=$1
-	shift
-	"$@" >"$log" 2>&1 </dev/null 9<&-
+	"$@" >"$log" 2>&1 </dev/null
 }
 
 fail_with_log() {
@@ -52,12 +50,12 @@ ID='' VERSION_ID='' PRETTY_NAME=''
 packages='python3-venv python3-bpfcc linux-libc-dev iproute2 nftables'
 case $ID:$VERSION_ID in
 debian:12)
-	for_tests='clang-format shellcheck espeak-ng chromium vagrant'
+	for_tests='shellcheck espeak-ng chromium vagrant'
 	;;
 ubuntu:24.04)
 	# No chromium (a snap, which cannot be started in a network namespace of ours) and no vagrant
 	# (not packaged): the tests that need them skip and say so.
-	for_tests='clang-format shellcheck espeak-ng'
+	for_tests='shellcheck espeak-ng'
 	;;
 *)
 	die "cannot provision ${PRETTY_NAME:-this system}: the ones known are Debian 12 and Ubuntu 24.04." \
@@ -112,15 +110,14 @@ fi
 
 # ── No: one at a time, make it so ───────────────────────────────────────────────────────────────
 
+# Whoever holds descriptor 9 is at work: pip inherits it, in case that it outlives us. What apt-get
+# starts does not, since that may be a daemon.
 exec 9<"$0"
 if ! flock -n 9; then
 	say "another provisioning is at work here; waiting for it"
 	flock 9
 fi
 log=$(mktemp "${TMPDIR:-/tmp}/shunt-provision.XXXXXX")
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
 
 missing_packages
 if [ -n "$missing" ]; then
@@ -131,15 +128,15 @@ if [ -n "$missing" ]; then
 	say "installing$missing"
 	install() {
 		# shellcheck disable=SC2086 # a list of words
-		logged "$log" env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 \
-			install --no-install-recommends $missing
+		logged env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 \
+			install --no-install-recommends $missing 9<&-
 	}
 	# The lists of a fresh machine are empty, those of an old one point to what is gone: only then
 	# are they fetched. Half-configured packages of an interrupted run come first.
 	if ! install; then
-		logged "$log" dpkg --configure -a ||
+		logged dpkg --configure -a 9<&- ||
 			fail_with_log "dpkg cannot finish what was begun." "Mend it with 'dpkg --configure -a', then repeat."
-		logged "$log" apt-get -q -o DPkg::Lock::Timeout=300 update ||
+		logged apt-get -q -o DPkg::Lock::Timeout=300 update 9<&- ||
 			fail_with_log "apt-get update failed." "Check the network and /etc/apt, then repeat."
 		install ||
 			fail_with_log "apt-get could not install$missing" "See below for its reason, then repeat."
@@ -161,9 +158,9 @@ if ! venv_is_ready; then
 	fi
 	rm -f "$venv"/shunt-*.stamp
 	# shellcheck disable=SC2086 # nothing, or one word
-	logged "$log" $python -m venv $clear "$venv" ||
+	logged $python -m venv $clear "$venv" ||
 		fail_with_log "the virtual environment $venv cannot be made." "See below for the reason, then repeat."
-	logged "$log" "$venv/bin/python" -m pip --disable-pip-version-check --no-input install \
+	logged "$venv/bin/python" -m pip --disable-pip-version-check --no-input install \
 		--require-hashes --only-binary :all: -r "$lock" ||
 		fail_with_log "pip could not install $lock." "Check the network, then repeat."
 	site=$(echo "$venv"/lib/python3.*/site-packages)
