@@ -27,7 +27,7 @@ from tools.labstate import AGENT_SOCKET, RUN_DIR, Lab, LabTransceiver, current, 
 from tools.netns import pids_in, run_in
 from tools.processes import UNPRIVILEGED, Process, alive, end, identify, spawn, tail
 
-__all__ = ["down", "namespace_of", "status", "up"]
+__all__ = ["down", "healthy", "namespace_of", "status", "up"]
 
 LOCK, LOGS = RUN_DIR / "lab.lock", RUN_DIR / "log"
 UDP_PORT = 40000
@@ -61,6 +61,12 @@ def up(*, transceivers: int = 2, host: bool = False) -> Lab:
         except BaseException:
             _take_down()
             raise
+
+
+def healthy() -> Lab | None:
+    """The lab that is up and whole, if there is one."""
+    lab = current()
+    return lab if lab and _healthy(lab) else None
 
 
 def down() -> None:
