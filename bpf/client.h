@@ -29,34 +29,37 @@ binding_request(struct xdp_md *ctx, const struct shunt_settings *settings,
 	if (!route)
 		return SHUNT_DROP_no_route;
 
-	slot = shunt_established(client, port);
+	slot = shunt_own_flow(client, port);
 	if (slot && slot->to_transceiver.route == route->id) {
 		shunt_learn_next_hop(ctx, slot, packet);
 		return SHUNT_OK;
 	}
-	if (slot && slot->to_transceiver.transceiver == route->transceiver) {
-		/* An ICE restart: the same flow, and the route once the transceiver agrees. */
-		slot->to_transceiver.next_route = route->id;
-	} else {
+	/* With the same transceiver it is an ICE restart: through the same flow, which takes the
+	 * route once the transceiver has answered. */
+	if (slot && slot->to_transceiver.transceiver != route->transceiver)
+		slot = NULL;
+	if (!slot || slot->to_transceiver.next_route != route->id) {
 		transceiver = transceivers.lookup(&route->transceiver);
 		if (!transceiver || !transceiver->port)
 			return SHUNT_DROP_transceiver_gone;
-		if (shunt_is_martian4(client->address) || !client->port ||
-		    client->address == packet->ip->daddr ||
-		    shunt_has_address4(&settings->inside_address, client->address))
+		if (!client->port || shunt_is_martian4(client->address) ||
+		    shunt_is_own4(settings, client->address))
 			return SHUNT_DROP_source;
 		if (!shunt_claim(route))
 			return SHUNT_DROP_route_busy;
-		reason = shunt_route_slot(ctx, settings, packet, client, route, transceiver, work,
-					  now, port);
+		reason = shunt_route_slot(ctx, settings, packet, client, route, transceiver, slot,
+					  work, now, port);
 		shunt_release(route);
 		if (reason)
 			return reason;
 	}
 
+	slot = slots.lookup(port);
 	handshake = handshakes.lookup(port);
-	if (handshake)
-		shunt_remember_request(handshake, &stun->transaction);
+	if (!slot || !handshake)
+		return SHUNT_DROP_table_full;
+	shunt_learn_next_hop(ctx, slot, packet);
+	shunt_remember_request(handshake, &stun->transaction);
 	return SHUNT_OK;
 }
 
@@ -81,7 +84,7 @@ binding_response(struct shunt_stun *stun, struct shunt_client4 *client, __u32 no
 		return SHUNT_OK;
 	slot->to_client.proven = 1;
 	if (slot->to_transceiver.state == SHUNT_PENDING) {
-		flow = shunt_established(client, &flow_port);
+		flow = shunt_own_flow(client, &flow_port);
 		shunt_establish(client, slot, *port, flow, now);
 	}
 	return SHUNT_OK;

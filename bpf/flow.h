@@ -78,6 +78,15 @@ static __always_inline struct shunt_slot *shunt_established(struct shunt_client4
 	return slot;
 }
 
+/* The same, for STUN, which changes what it finds: an entry that leads to a slot of somebody else's
+ * counts as none, and the next establishing puts it right. */
+static __always_inline struct shunt_slot *shunt_own_flow(struct shunt_client4 *client, __u32 *port)
+{
+	struct shunt_slot *slot = shunt_established(client, port);
+
+	return slot && shunt_is_client(slot, client) ? slot : NULL;
+}
+
 static __always_inline bool shunt_same_mac(const __u8 *a, const __u8 *b)
 {
 	const __u16 *x = (const void *)a;
@@ -140,8 +149,10 @@ shunt_open(struct xdp_md *ctx, const struct shunt_settings *settings,
 	slot->to_client.packets = 0;
 	slot->to_client.bytes = 0;
 
-	for (int i = 0; i < SHUNT_CHECKS; i++)
-		checks.delete(&handshake->checks[i]);
+	for (int i = 0; i < SHUNT_CHECKS; i++) {
+		if (i < handshake->next_check)
+			checks.delete(&handshake->checks[i]);
+	}
 	__builtin_memset(handshake, 0, sizeof(*handshake));
 
 	shunt_set_state(slot, SHUNT_PENDING, now);
@@ -187,17 +198,19 @@ static __always_inline __u32 shunt_merit(const struct shunt_slot *slot,
 }
 
 /*
- * Finds or makes the slot of (client, route). Called with the route claimed.
+ * Finds or makes the slot of (client, route), or lets the client's established flow, `restarting`
+ * at `port`, have the route besides its own (an ICE restart). Called with the route claimed.
  *
- * A new slot goes to an unused place of the route, else to that of its oldest pending slot, whose
- * port it takes over (so that one ufrag, hammered from many addresses, cannot use up the ports),
- * else to that of an established slot idle for 5 s, which is closed and whose port rests.
+ * What is new to the route goes to an unused place, else to that of its oldest pending slot, else
+ * to that of an established slot idle for 5 s. A pending slot is taken over with its port, so that
+ * one ufrag, hammered from many addresses, cannot use up the ports; other slots that have to go
+ * are closed, and their ports rest.
  */
 static __always_inline enum shunt_reason
 shunt_route_slot(struct xdp_md *ctx, const struct shunt_settings *settings,
 		 const struct shunt_packet *packet, struct shunt_client4 *client,
 		 struct shunt_route *route, const struct shunt_transceiver *transceiver,
-		 struct shunt_scratch *work, __u32 now, __u32 *port)
+		 struct shunt_slot *restarting, struct shunt_scratch *work, __u32 now, __u32 *port)
 {
 	struct shunt_handshake *handshake;
 	struct shunt_slot *slot;
@@ -213,8 +226,11 @@ shunt_route_slot(struct xdp_md *ctx, const struct shunt_settings *settings,
 		if (!slot)
 			continue;
 		merit = shunt_merit(slot, route, now);
-		if (merit < SHUNT_MERIT_UNUSED && shunt_is_client(slot, client) &&
+		if (!restarting && merit < SHUNT_MERIT_UNUSED && shunt_is_client(slot, client) &&
 		    slot->to_transceiver.route == route->id) {
+			/* Established, yet not the client's flow: its entry was lost. */
+			if (slot->to_transceiver.state == SHUNT_ESTABLISHED)
+				shunt_set_state(slot, SHUNT_PENDING, now);
 			*port = candidate;
 			return SHUNT_OK;
 		}
@@ -227,22 +243,32 @@ shunt_route_slot(struct xdp_md *ctx, const struct shunt_settings *settings,
 	place = work->place;
 	if (place >= SHUNT_ROUTE_SLOTS)
 		return SHUNT_DROP_route_full;
-	*port = route->slots[place];
-	if (work->merit == SHUNT_MERIT_IDLE || work->merit == SHUNT_MERIT_UNUSED) {
+	slot = slots.lookup(&route->slots[place]);
+	if (!slot)
+		return SHUNT_DROP_table_full;
+	if (restarting) {
+		if (work->merit < SHUNT_MERIT_UNUSED)
+			shunt_set_state(slot, SHUNT_CLOSING, now);
+	} else if (work->merit >= SHUNT_MERIT_PENDING && work->merit < SHUNT_MERIT_UNUSED) {
+		*port = route->slots[place];
+	} else {
 		if (free_slots.pop(port))
 			return SHUNT_DROP_table_full;
-	}
-	if (work->merit == SHUNT_MERIT_IDLE) {
-		slot = slots.lookup(&route->slots[place]);
-		if (slot)
+		if (work->merit == SHUNT_MERIT_IDLE)
 			shunt_set_state(slot, SHUNT_CLOSING, now);
 	}
 
-	slot = slots.lookup(port);
 	handshake = handshakes.lookup(port);
+	slot = slots.lookup(port);
 	if (!slot || !handshake)
 		return SHUNT_DROP_table_full;
-	shunt_open(ctx, settings, packet, client, route, transceiver, slot, handshake, *port, now);
+	if (restarting) {
+		slot->to_transceiver.next_route = route->id;
+		handshake->next_request = 0; /* an answer to an earlier request decides nothing */
+	} else {
+		shunt_open(ctx, settings, packet, client, route, transceiver, slot, handshake,
+			   *port, now);
+	}
 	route->slots[place] = *port;
 	return SHUNT_OK;
 }
@@ -264,6 +290,18 @@ static __always_inline bool shunt_same_transaction(const struct shunt_transactio
 	return a->id[0] == b->id[0] && a->id[1] == b->id[1] && a->id[2] == b->id[2];
 }
 
+static __always_inline bool shunt_is_requested(const struct shunt_handshake *handshake,
+					       const struct shunt_transaction *transaction)
+{
+#pragma unroll
+	for (int i = 0; i < SHUNT_REQUESTS; i++) {
+		if (i < handshake->next_request &&
+		    shunt_same_transaction(&handshake->requests[i], transaction))
+			return true;
+	}
+	return false;
+}
+
 /* Remembers a client's Binding Request, so that its answer can be told. */
 static __always_inline void shunt_remember_request(struct shunt_handshake *handshake,
 						   const struct shunt_transaction *transaction)
@@ -271,24 +309,10 @@ static __always_inline void shunt_remember_request(struct shunt_handshake *hands
 	struct shunt_transaction *place =
 		&handshake->requests[handshake->next_request & (SHUNT_REQUESTS - 1)];
 
-#pragma unroll
-	for (int i = 0; i < SHUNT_REQUESTS; i++) {
-		if (shunt_same_transaction(&handshake->requests[i], transaction))
-			return;
-	}
+	if (shunt_is_requested(handshake, transaction))
+		return;
 	*place = *transaction;
 	handshake->next_request++;
-}
-
-static __always_inline bool shunt_is_requested(const struct shunt_handshake *handshake,
-					       const struct shunt_transaction *transaction)
-{
-#pragma unroll
-	for (int i = 0; i < SHUNT_REQUESTS; i++) {
-		if (shunt_same_transaction(&handshake->requests[i], transaction))
-			return true;
-	}
-	return false;
 }
 
 /* Remembers a transceiver's check, so that the client's answer finds the slot. */
@@ -300,14 +324,16 @@ static __always_inline void shunt_remember_check(struct shunt_handshake *handsha
 
 #pragma unroll
 	for (int i = 0; i < SHUNT_CHECKS; i++) {
-		if (shunt_same_transaction(&handshake->checks[i], transaction))
+		if (i < handshake->next_check &&
+		    shunt_same_transaction(&handshake->checks[i], transaction))
 			return;
 	}
 	/* Another slot may own an entry of this id only by a chance of 2^-96, or by the intent
 	 * of a transceiver: it keeps it. */
 	if (checks.insert(transaction, &port))
 		return;
-	checks.delete(place);
+	if (handshake->next_check >= SHUNT_CHECKS)
+		checks.delete(place);
 	*place = *transaction;
 	handshake->next_check++;
 }

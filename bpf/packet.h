@@ -36,8 +36,13 @@ static __always_inline bool shunt_parse_udp4(struct xdp_md *ctx, struct shunt_pa
 	packet->udp = (void *)packet->ip + packet->ip->ihl * 4;
 	packet->payload = packet->udp + 1;
 	if (packet->ip->frag_off & htons(0x1fff)) {
+		__u64 none = 0;
+
+		/* Or LLVM has frag_off tested again further on, where the verifier of Linux 6.1 has
+		 * forgotten the answer. */
+		asm volatile("" : "+r"(none));
 		packet->fragment = true;
-		packet->has_ports = false;
+		packet->has_ports = none;
 		return true;
 	}
 	packet->fragment = packet->ip->frag_off & htons(0x2000); /* more to come */
@@ -57,7 +62,9 @@ static __always_inline enum shunt_reason shunt_check_headers(struct shunt_packet
 	if (ip->ihl != 5)
 		return SHUNT_DROP_ip_options;
 	udp_length = ntohs(packet->udp->len);
-	if ((void *)ip + total > packet->end || udp_length < sizeof(struct udphdr) ||
+	/* By the difference: to the verifiers of 6.1 and 6.12 what ntohs() gives has no bound, and is
+	 * not to be added to a pointer. */
+	if (total > packet->end - (void *)ip || udp_length < sizeof(struct udphdr) ||
 	    total != sizeof(struct iphdr) + udp_length)
 		return SHUNT_DROP_length;
 	if (ip->ttl <= 1)
@@ -98,4 +105,16 @@ static __always_inline bool shunt_is_martian4(__be32 address)
 static __always_inline bool shunt_has_address4(const struct shunt_address *address, __be32 ipv4)
 {
 	return address->word[3] == ipv4 && address->word[2] == htonl(0xffff);
+}
+
+/* The relay's own addresses: what was sent to such a client would come back in. */
+static __always_inline bool shunt_is_own4(const struct shunt_settings *settings, __be32 address)
+{
+#pragma unroll
+	for (int i = 0; i < SHUNT_VIPS; i++) {
+		if (settings->vips[i].port &&
+		    shunt_has_address4(&settings->vips[i].address, address))
+			return true;
+	}
+	return shunt_has_address4(&settings->inside_address, address);
 }

@@ -40,7 +40,7 @@ static __always_inline void transceiver_stun(struct shunt_packet *packet, struct
 	client.port = slot->to_client.client_port;
 	client.vip = slot->to_client.vip;
 	now = shunt_now();
-	flow = shunt_established(&client, &flow_port);
+	flow = shunt_own_flow(&client, &flow_port);
 	/* A flow in use gives way only when the client itself has answered the transceiver:
 	 * anybody with a session of their own can have a request sent in a stranger's name. */
 	if (!flow || shunt_is_idle(flow, now))
