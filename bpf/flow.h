@@ -179,17 +179,20 @@ static __always_inline void shunt_release(struct shunt_route *route)
 /* How ready a place among a route's slots is for a new client; 0: not at all. */
 #define SHUNT_MERIT_IDLE 1
 #define SHUNT_MERIT_PENDING 0x40000000 /* and more the older it is */
+#define SHUNT_MERIT_ASKED 0x7fffffff   /* another route's flow, that has only asked for this one */
 #define SHUNT_MERIT_UNUSED 0x80000000
 
 static __always_inline __u32 shunt_merit(const struct shunt_slot *slot,
 					 const struct shunt_route *route, __u32 now)
 {
-	if (slot->to_transceiver.route != route->id && slot->to_transceiver.next_route != route->id)
-		return SHUNT_MERIT_UNUSED;
+	if (slot->to_transceiver.route != route->id)
+		return slot->to_transceiver.next_route == route->id && shunt_is_live(slot)
+			       ? SHUNT_MERIT_ASKED
+			       : SHUNT_MERIT_UNUSED;
 	switch (slot->to_transceiver.state) {
 	case SHUNT_PENDING:
 		return SHUNT_MERIT_PENDING +
-		       (shunt_age(slot->to_transceiver.since, now) & 0x3fffffff);
+		       (shunt_age(slot->to_transceiver.since, now) & 0x3ffffffe);
 	case SHUNT_ESTABLISHED:
 		return shunt_is_idle(slot, now) ? SHUNT_MERIT_IDLE : 0;
 	default:
@@ -201,8 +204,9 @@ static __always_inline __u32 shunt_merit(const struct shunt_slot *slot,
  * Finds or makes the slot of (client, route), or lets the client's established flow, `restarting`
  * at `port`, have the route besides its own (an ICE restart). Called with the route claimed.
  *
- * What is new to the route goes to an unused place, else to that of its oldest pending slot, else
- * to that of an established slot idle for 5 s. A pending slot is taken over with its port, so that
+ * What is new to the route goes to an unused place, else to that of a flow that has only asked for
+ * the route (and keeps its own), else to that of the route's oldest pending slot, else to that of an
+ * established slot idle for 5 s. A pending slot is taken over with its port, so that
  * one ufrag, hammered from many addresses, cannot use up the ports; other slots that have to go
  * are closed, and their ports rest.
  */
@@ -246,15 +250,14 @@ shunt_route_slot(struct xdp_md *ctx, const struct shunt_settings *settings,
 	slot = slots.lookup(&route->slots[place]);
 	if (!slot)
 		return SHUNT_DROP_table_full;
-	if (restarting) {
-		if (work->merit < SHUNT_MERIT_UNUSED)
-			shunt_set_state(slot, SHUNT_CLOSING, now);
-	} else if (work->merit >= SHUNT_MERIT_PENDING && work->merit < SHUNT_MERIT_UNUSED) {
-		*port = route->slots[place];
+	if (!restarting && work->merit >= SHUNT_MERIT_PENDING && work->merit < SHUNT_MERIT_ASKED) {
+		*port = route->slots[place]; /* taken over */
 	} else {
-		if (free_slots.pop(port))
+		if (!restarting && free_slots.pop(port))
 			return SHUNT_DROP_table_full;
-		if (work->merit == SHUNT_MERIT_IDLE)
+		if (work->merit == SHUNT_MERIT_ASKED)
+			slot->to_transceiver.next_route = 0;
+		else if (work->merit != SHUNT_MERIT_UNUSED)
 			shunt_set_state(slot, SHUNT_CLOSING, now);
 	}
 

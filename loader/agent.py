@@ -6,6 +6,7 @@ the clock, netlink and HTTP. What it leaves in the maps outlives it: a new agent
 
 import asyncio
 import ctypes
+import errno
 import fcntl
 import ipaddress
 import json
@@ -15,13 +16,14 @@ import signal
 import socket as sockets
 import struct
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import PayloadEncodingError
 from pyroute2 import AsyncIPRoute, IPRoute
 
 from loader import datapath, types
@@ -186,11 +188,10 @@ class Agent:
     async def register(self, id: str, body: dict[str, Any]) -> tuple[Registered, bool]:
         """Make or renew a lease; the transceiver's entry is in the map when this returns."""
         try:
-            address = str(ipaddress.IPv4Address(body["address"]))
             registered = self._table.register(
                 id,
                 instance=_typed(body, "instance", str),
-                address=address,
+                address=_unicast(_typed(body, "address", str)),
                 port=_typed(body, "port", int),
                 http=_typed(body, "http", str),
                 capacity=_typed(body, "capacity", int),
@@ -198,7 +199,7 @@ class Agent:
             )
         except KeyError as error:
             raise Refused(400, f"{error.args[0]} is missing") from None
-        except (ipaddress.AddressValueError, TypeError) as error:
+        except TypeError as error:
             raise Refused(400, str(error)) from None
         for ended in registered.ended:
             self._end(ended, "superseded")
@@ -340,16 +341,22 @@ class Agent:
         """Forever: wake `keep` when a MAC address changes."""
         async with AsyncIPRoute() as netlink:
             await netlink.bind(NEIGHBOUR_EVENTS)
-            async for message in netlink.get():
-                if message["event"] in ("RTM_NEWNEIGH", "RTM_DELNEIGH"):
-                    self._neighbours_changed.set()
+            while True:
+                try:
+                    async for _message in netlink.get():  # ends with each message
+                        self._neighbours_changed.set()
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+                    self._neighbours_changed.set()  # some were lost, so anything may have changed
 
     async def _resolve(self, lease: Lease) -> None:
         async with self._netlink_turn:
             hop = await next_hop(self._netlink, lease.address)
         entry = self._maps.transceiver(lease.index)
-        # The last next hop stands while the kernel knows none: better than none at all.
-        if hop is None or not entry.port:
+        # The last next hop stands while the kernel knows none: better than none at all. The entry
+        # may have come to another transceiver, or to none, while the kernel was asked.
+        if hop is None or bytes(entry.address) != bytes(types.packed_address(lease.address)):
             return
         if entry.resolved and (entry.ifindex, bytes(entry.mac), bytes(entry.source_mac)) == (
             hop.ifindex,
@@ -401,6 +408,16 @@ def _typed(body: dict[str, Any], name: str, kind: type[Any]) -> Any:
     return value
 
 
+def _unicast(text: str) -> str:
+    try:
+        address = ipaddress.IPv4Address(text)
+    except ipaddress.AddressValueError:
+        raise Refused(400, "address is not an IPv4 address") from None
+    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_reserved:
+        raise Refused(400, f"no transceiver can have the address {address}")
+    return str(address)
+
+
 def _rate(rate: Rate) -> dict[str, int]:
     return {"packets": rate.packets, "bytes": rate.bytes}
 
@@ -441,9 +458,11 @@ def _peer_uid(connection: Any) -> int:
 
 async def _body(request: web.Request) -> dict[str, Any]:
     try:
-        body = await request.json()
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        body = json.loads((await request.read()).decode())
+    except (ValueError, RecursionError):  # besides syntax: encoding, depth, numbers without end
         raise Refused(400, "the body is not JSON") from None
+    except (web.RequestPayloadError, PayloadEncodingError):
+        raise Refused(400, "the body cannot be decoded") from None
     if not isinstance(body, dict):
         raise Refused(400, "the body is not a JSON object")
     return body
@@ -536,15 +555,27 @@ def run(config: AgentConfig) -> None:
         raise ShuntError("the agent loads BPF programs, which is root's", "Use sudo.")
     datapath.mount_bpffs()
     versioned(config.pins).mkdir(parents=True, exist_ok=True)
-    lock = os.open(config.pins, os.O_RDONLY | os.O_DIRECTORY)
+    with _owned(config.pins):
+        program = datapath.load(config.pins)
+        log.info("program %s (id %d) is loaded", program.tag, program.id)
+        with Maps(config.pins, writable=True) as maps:
+            asyncio.run(_serve(config, maps))
+
+
+@contextmanager
+def _owned(pins: Path) -> Iterator[None]:
+    """No other process runs an agent on these pins, or unloads them. Raises ShuntError."""
+    lock = os.open(pins, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ShuntError(f"another agent owns {config.pins}", "One agent a relay host.") from None
-    program = datapath.load(config.pins)
-    log.info("program %s (id %d) is loaded", program.tag, program.id)
-    with Maps(config.pins, writable=True) as maps:
-        asyncio.run(_serve(config, maps))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ShuntError(
+                f"another agent owns {pins}", "Stop it first: there is one agent to a relay host."
+            ) from None
+        yield
+    finally:
+        os.close(lock)
 
 
 async def _serve(config: AgentConfig, maps: Maps) -> None:
@@ -561,16 +592,23 @@ async def _serve(config: AgentConfig, maps: Maps) -> None:
 
 async def _serve_agent(agent: Agent) -> None:
     config = agent.config
+    runner = web.AppRunner(application(agent), access_log=None)
+    await runner.setup()
+    try:
+        config.socket.parent.mkdir(parents=True, exist_ok=True)
+        if config.socket.is_socket():
+            config.socket.unlink()  # the lock says that nobody lives behind it
+        await web.UnixSite(runner, str(config.socket)).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ShuntError(
+            f"cannot listen at {config.socket}: {error.strerror or error}",
+            "Choose another --socket; what is there is left alone.",
+        ) from None
+    config.socket.chmod(0o666)  # who may ask is decided by peer credentials
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runner = web.AppRunner(application(agent), access_log=None)
-    await runner.setup()
-    config.socket.parent.mkdir(parents=True, exist_ok=True)
-    config.socket.unlink(missing_ok=True)  # the lock says that nobody lives behind it
-    site = web.UnixSite(runner, str(config.socket))
-    await site.start()
-    config.socket.chmod(0o666)  # who may ask is decided by peer credentials
     log.info("ready: API at %s", config.socket)
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -586,5 +624,6 @@ async def _serve_agent(agent: Agent) -> None:
 
 def unload(pins: Path = DEFAULT_PINS) -> None:
     """Take the relay off this network namespace's interfaces and remove its pins; no error if
-    there is none."""
-    datapath.unload(pins)
+    there is none. Raises ShuntError while an agent runs."""
+    with _owned(pins) if pins.is_dir() else nullcontext():
+        datapath.unload(pins)

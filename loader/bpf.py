@@ -4,7 +4,6 @@ The agent and the inspector work on pinned objects alone, so neither carries a c
 """
 
 import ctypes
-import errno
 import mmap
 import os
 import platform
@@ -242,25 +241,31 @@ class Map:
         return True
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Entries of a hash. Entries that come or go meanwhile may be missed, none comes twice
-        unless it was replaced; ends in bounded time however busy the map is."""
-        following = ctypes.create_string_buffer(self.info.key_size)
-        key: Any = None
-        for _ in range(self.info.max_entries):
-            address = _address(key) if key is not None else 0
-            try:
-                _bpf(
-                    _NEXT_KEY,
-                    _attributes("IIQQ", self.descriptor, 0, address, _address(following)),
-                )
-            except OSError as error:
-                if error.errno != errno.ENOENT:
-                    raise
+        """Entries of a hash, none twice. The caller may delete what it is given. Entries that come
+        or go meanwhile may be missed; ends in bounded time however busy the map is."""
+        seen: set[bytes] = set()
+        key = self._next_key(None)
+        # The kernel starts from the beginning when the key to go on from is gone.
+        for _ in range(2 * self.info.max_entries):
+            if key is None:
                 return
-            key = ctypes.create_string_buffer(following.raw, self.info.key_size)
-            value = self.lookup(following.raw)
-            if value is not None:
-                yield following.raw, value
+            following = self._next_key(key)
+            if key not in seen:
+                seen.add(key)
+                value = self.lookup(key)
+                if value is not None:
+                    yield key, value
+            key = following
+
+    def _next_key(self, key: bytes | None) -> bytes | None:
+        before = None if key is None else ctypes.create_string_buffer(key, len(key))
+        following = ctypes.create_string_buffer(self.info.key_size)
+        address = _address(before) if before is not None else 0
+        try:
+            _bpf(_NEXT_KEY, _attributes("IIQQ", self.descriptor, 0, address, _address(following)))
+        except FileNotFoundError:
+            return None
+        return following.raw
 
     def memory(self, *, writable: bool) -> mmap.mmap:
         """The values of an mmapable array, as the kernel itself sees them."""

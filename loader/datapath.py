@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ _NATIVE_FAILURES = {
     errno.ERANGE: "the MTU is too large for native XDP",
     errno.ENOMEM: "the driver has no memory for its XDP queues",
     errno.ENOSPC: "the device has too few queues for XDP",
+    errno.EEXIST: "it is in generic mode already, and a change loses packets: unload first",
 }
 
 
@@ -107,20 +109,16 @@ def attach(pins: Path, interfaces: list[str]) -> list[Attachment]:
     """
     descriptor = bpf.pinned(versioned(pins) / PROGRAM)
     done: list[Attachment] = []
-    fresh: list[int] = []
     try:
-        with IPRoute() as netlink:
-            try:
-                for name in interfaces:
-                    ifindex = _ifindex(netlink, name)
-                    if _check_bare_or_ours(netlink, name, ifindex):
-                        fresh.append(ifindex)
-                    done.append(_attach(netlink, descriptor, name, ifindex))
-            except ShuntError:
-                for attachment in done:
-                    if attachment.ifindex in fresh:
-                        _set_program(netlink, attachment.ifindex, -1, attachment.mode)
-                raise
+        with IPRoute() as netlink, ExitStack() as undo:
+            for name in interfaces:
+                ifindex = _ifindex(netlink, name)
+                bare = _check_bare_or_ours(netlink, name, ifindex)
+                attachment = _attach(netlink, descriptor, name, ifindex)
+                if bare:
+                    undo.callback(_detach, netlink, attachment)
+                done.append(attachment)
+            undo.pop_all()
     finally:
         os.close(descriptor)
     return done
@@ -140,6 +138,11 @@ def _attach(netlink: IPRoute, descriptor: int, name: str, ifindex: int) -> Attac
             "Use another interface, or a kernel with XDP.",
         ) from None
     return Attachment(name, ifindex, Mode.GENERIC, why)
+
+
+def _detach(netlink: IPRoute, attachment: Attachment) -> None:
+    with suppress(NetlinkError):  # an interface that is gone carries nothing
+        _set_program(netlink, attachment.ifindex, -1, attachment.mode)
 
 
 def _check_bare_or_ours(netlink: IPRoute, name: str, ifindex: int) -> bool:
@@ -216,5 +219,5 @@ def unload(pins: Path) -> None:
         for entry in folder.iterdir():
             entry.unlink()
         folder.rmdir()
-    if pins.is_dir():
+    if pins.is_dir() and not any(pins.iterdir()):  # another version's may be there
         pins.rmdir()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from loader.maps import Maps
-from loader.types import TICK, Client4, State, text_address
+from loader.types import PORTS, TICK, Client4, State, text_address
 
 __all__ = ["IDLE_SECONDS", "REST_SECONDS", "Flow", "FlowTable", "ticks"]
 
@@ -41,8 +41,8 @@ class Flow:
 
 
 class FlowTable:
-    """All slots, over the maps. New ones are opened only at the configured ports, but those that
-    an earlier agent's configuration left at others end as any."""
+    """All slots, over the maps. New ones are opened only at the configured ports; those that an
+    earlier agent's configuration left at others are closed and freed as any."""
 
     def __init__(self, maps: Maps) -> None:
         self._maps = maps
@@ -50,6 +50,9 @@ class FlowTable:
         self._ports = range(settings.first_port, settings.last_port + 1)
         self._slots = maps.slots
         self._forward = self._slots["to_transceiver"]
+        # Answers to these ports are the kernel's now, so the flow goes one way only.
+        self._astray = np.ones(PORTS, dtype=bool)
+        self._astray[settings.first_port : settings.last_port + 1] = False
 
     def rebuild_free(self) -> int:
         """Fill the queue of free ports with just the ports that are free; how many those are.
@@ -71,7 +74,7 @@ class FlowTable:
 
     def close_routes(self, routes: Iterable[int], *, now: float) -> int:
         """Close the flows of these routes (by id) at once; how many."""
-        mine = np.isin(self._forward["route"], list(routes)) & self._live()
+        mine = self._live() & np.isin(self._forward["route"], list(routes))
         return self._close(mine, now)
 
     def close_all(self, *, now: float) -> int:
@@ -79,15 +82,16 @@ class FlowTable:
         return self._close(self._live(), now)
 
     def sweep(self, known_routes: Iterable[int], *, now: float) -> int:
-        """Close flows that are idle, or whose route is gone; free ports that have rested. How
-        many flows were closed."""
+        """Close flows that are idle, whose route is gone, or whose port is no longer an inside
+        port; free ports that have rested. How many flows were closed."""
+        live = self._live()
         moment = ticks(now)
         known = np.fromiter(known_routes, dtype=np.uint32)
         idle = _elapsed(moment, self._forward["seen"]) >= int(IDLE_SECONDS / TICK)
         orphan = ~np.isin(self._forward["route"], known) & ~np.isin(
             self._forward["next_route"], known
         )
-        closed = self._close((idle | orphan) & self._live(), now)
+        closed = self._close(live & (idle | orphan | self._astray), now)
         rested = (self._forward["state"] == State.CLOSING) & (
             _elapsed(moment, self._forward["since"]) >= int(REST_SECONDS / TICK)
         )
@@ -108,6 +112,8 @@ class FlowTable:
         ]
 
     def _live(self) -> Any:
+        # To be asked before anything else of a slot: the program writes the state last, so that
+        # what is read after it is of the same flow.
         state = self._forward["state"]
         return (state == State.PENDING) | (state == State.ESTABLISHED)
 

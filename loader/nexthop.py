@@ -3,7 +3,6 @@
 The kernel resolves addresses; this asks it, and makes it ask the wire when it does not know.
 """
 
-import errno
 import logging
 import socket
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ log = logging.getLogger(__name__)
 
 NEIGHBOUR_EVENTS = RTMGRP_NEIGH
 _NTF_USE = 1
-# NUD_REACHABLE, STALE, DELAY, PROBE, PERMANENT, NOARP: a MAC address that may be sent to
-_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x80 | 0x40
+_RTN_UNICAST = 1
+_WELL_KNOWN = 0x02 | 0x40 | 0x80  # NUD_REACHABLE, NOARP, PERMANENT
+_VALID = _WELL_KNOWN | 0x04 | 0x08 | 0x10  # and STALE, DELAY, PROBE: a MAC that may be sent to
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +38,22 @@ async def next_hop(netlink: AsyncIPRoute, address: str) -> NextHop | None:
     would: relayed packets never pass through the kernel's tables.
     """
     try:
-        routes = await netlink.route("get", dst=address)
+        return await _ask(netlink, address)
     except NetlinkError as error:
-        if error.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL):
-            return None
-        raise
+        # No route, a route that forbids, an interface that went down or away meanwhile.
+        log.debug("no next hop to %s: %s", address, error)
+        return None
+
+
+async def _ask(netlink: AsyncIPRoute, address: str) -> NextHop | None:
+    routes = await netlink.route("get", dst=address)
+    if routes[0]["type"] != _RTN_UNICAST:  # this host's own address, or a broadcast
+        return None
     ifindex = routes[0].get_attr("RTA_OIF")
     gateway = routes[0].get_attr("RTA_GATEWAY") or address
     family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
-    await netlink.neigh(
-        "replace", dst=gateway, ifindex=ifindex, family=family, state=0, flags=_NTF_USE
-    )
     source_mac = mac = None
+    known_well = False
     async for link in await netlink.get_links(ifindex):
         if link["index"] == ifindex:
             source_mac = link.get_attr("IFLA_ADDRESS")
@@ -57,6 +61,12 @@ async def next_hop(netlink: AsyncIPRoute, address: str) -> NextHop | None:
         here = neighbour["ifindex"] == ifindex and neighbour.get_attr("NDA_DST") == gateway
         if here and neighbour["state"] & _VALID:
             mac = neighbour.get_attr("NDA_LLADDR")
+            known_well = bool(neighbour["state"] & _WELL_KNOWN)
+    # Not more often than it must be: with NTF_USE the kernel forgets an entry that somebody fixed.
+    if not known_well:
+        await netlink.neigh(
+            "replace", dst=gateway, ifindex=ifindex, family=family, state=0, flags=_NTF_USE
+        )
     if mac is None or source_mac is None:
         return None
     return NextHop(ifindex, _packed(mac), _packed(source_mac))

@@ -62,7 +62,8 @@ class Registered:
 def instance_number(instance: str) -> int:
     """The 64 bits by which the pinned maps remember an instance. Not the word itself: whoever
     reads the maps could speak for the transceiver with it."""
-    return int.from_bytes(hashlib.sha256(instance.encode()).digest()[:8], "little")
+    word = instance.encode(errors="surrogatepass")  # JSON and headers may carry what is no text
+    return int.from_bytes(hashlib.sha256(word).digest()[:8], "little")
 
 
 class RouteTable:
@@ -164,12 +165,12 @@ class RouteTable:
     def add_route(self, ufrag: str, *, transceiver: str, instance: str) -> int | None:
         """The id of a new route, or None if the transceiver holds it already. Raises Refused."""
         lease = self._authorised(transceiver, instance)
+        if not all(c.isascii() and (c.isalnum() or c in "+/") for c in ufrag):
+            raise Refused(400, "a ufrag has only letters, digits, + and / (RFC 8839 5.4)")
         try:
             ufrag_key(ufrag)
         except ValueError as error:
             raise Refused(400, str(error)) from None
-        if not all(c.isascii() and (c.isalnum() or c in "+/") for c in ufrag):
-            raise Refused(400, "a ufrag has only letters, digits, + and / (RFC 8839 5.4)")
         owner = self._ufrags.get(ufrag)
         if owner is lease:
             return None

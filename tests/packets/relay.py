@@ -348,10 +348,10 @@ class Relay:
         return port
 
     def let_idle(self, port: int, seconds: float) -> None:
-        """Make the client's last packet, and the slot's last change, so much older."""
+        """Let the client's last packet, and the slot's last change, be so long ago."""
         half = self.maps.slots["to_transceiver"]
         for field in ("seen", "since"):
-            half[field][port] = ticks(float(half[field][port]) * types.TICK - seconds)
+            half[field][port] = ticks(time.monotonic() - seconds)
 
     def close_slot(self, port: int) -> None:
         """What the agent does when a session ends."""

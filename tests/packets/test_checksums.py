@@ -120,6 +120,13 @@ def test_a_partial_checksum_that_becomes_zero_is_sent_as_ffff(relay: Relay) -> N
     assert outcome.checksums == correct_checksums(outcome.frame)
 
 
+def test_a_partial_checksum_that_is_zero_when_whole_is_not_taken_for_none(relay: Relay) -> None:
+    relay.established()
+    payload = payload_for(0xFFFF, lambda payload: bytes(client_frame(payload)))
+    outcome = relay.receive(partial(client_frame(payload)))
+    assert outcome.checksums == correct_checksums(outcome.frame)
+
+
 def test_a_checksum_of_ffff_is_not_taken_for_none(relay: Relay) -> None:
     relay.established()
     payload = payload_for(0xFFFF, lambda payload: bytes(client_frame(payload)))

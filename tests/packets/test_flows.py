@@ -572,6 +572,16 @@ def test_flows_that_a_restart_brought_count_among_the_routes_eight(relay: Relay)
     assert len(of_next) <= types.ROUTE_SLOTS
 
 
+def test_flows_that_have_only_asked_for_a_route_do_not_keep_its_client_out(relay: Relay) -> None:
+    """Whoever has sessions of their own may ask for a stranger's; the transceiver never answers,
+    and their flows stay in use all the same."""
+    relay.add_route(NEXT)
+    for number in range(1, 9):
+        relay.proven(client(number))
+        relay.from_client(messages.request(NEXT), client=client(number))
+    assert relay.from_client(messages.request(NEXT)).forwarded
+
+
 # The limits: eight slots a route, and a full table.
 
 
@@ -582,13 +592,13 @@ def test_a_route_has_eight_slots(relay: Relay) -> None:
 
 def test_a_ninth_client_takes_over_the_oldest_pending_slot(relay: Relay) -> None:
     ports = [relay.pending(client(number)) for number in range(1, 9)]
-    relay.let_idle(ports[3], 1.0)
+    relay.let_idle(ports[3], 60.0)
     assert relay.pending(client(9)) == ports[3]
 
 
 def test_the_slot_it_takes_over_is_then_its_own(relay: Relay) -> None:
     ports = [relay.pending(client(number)) for number in range(1, 9)]
-    relay.let_idle(ports[3], 1.0)
+    relay.let_idle(ports[3], 60.0)
     relay.pending(client(9))
     outcome = relay.from_transceiver(messages.check(77), to=ports[3])
     assert outcome.addresses[2:] == (client(9).address, client(9).port)
@@ -596,7 +606,7 @@ def test_the_slot_it_takes_over_is_then_its_own(relay: Relay) -> None:
 
 def test_the_slot_it_takes_over_counts_from_zero(relay: Relay) -> None:
     ports = [relay.pending(client(number)) for number in range(1, 9)]
-    relay.let_idle(ports[3], 1.0)
+    relay.let_idle(ports[3], 60.0)
     relay.from_transceiver(messages.check(77), to=ports[3])
     relay.pending(client(9))
     slot = relay.slot(ports[3])
@@ -605,14 +615,14 @@ def test_the_slot_it_takes_over_counts_from_zero(relay: Relay) -> None:
 
 def test_the_slot_it_takes_over_has_the_new_clients_checksums(relay: Relay) -> None:
     ports = [relay.pending(client(number)) for number in range(1, 9)]
-    relay.let_idle(ports[3], 1.0)
+    relay.let_idle(ports[3], 60.0)
     outcome = relay.from_client(messages.request(UFRAG), client=client(9))
     assert outcome.checksums == correct_checksums(outcome.frame)
 
 
 def test_checks_made_before_a_takeover_are_forgotten(relay: Relay) -> None:
     ports = [relay.pending(client(number)) for number in range(1, 9)]
-    relay.let_idle(ports[3], 1.0)
+    relay.let_idle(ports[3], 60.0)
     relay.from_transceiver(messages.check(77), to=ports[3])
     relay.pending(client(9))
     assert relay.checks() == {}
@@ -621,7 +631,7 @@ def test_checks_made_before_a_takeover_are_forgotten(relay: Relay) -> None:
 def test_requests_made_before_a_takeover_are_forgotten(relay: Relay) -> None:
     relay.from_client(messages.request(UFRAG, transaction_id=88), client=client(1))
     ports = [relay.pending(client(number)) for number in range(1, 9)]
-    relay.let_idle(ports[0], 1.0)
+    relay.let_idle(ports[0], 60.0)
     relay.pending(client(9))
     relay.from_transceiver(messages.success(88), to=ports[0])
     assert relay.state(ports[0]) is State.PENDING
@@ -629,8 +639,8 @@ def test_requests_made_before_a_takeover_are_forgotten(relay: Relay) -> None:
 
 def test_a_client_whose_slot_was_taken_over_gets_another(relay: Relay) -> None:
     ports = [relay.pending(client(number)) for number in range(1, 9)]
-    relay.let_idle(ports[3], 2.0)
-    relay.let_idle(ports[5], 1.0)
+    relay.let_idle(ports[3], 90.0)
+    relay.let_idle(ports[5], 60.0)
     relay.pending(client(9))
     assert relay.pending(client(4)) == ports[5]
 

@@ -1,0 +1,724 @@
+"""The agent as it runs: a process, its socket, its death, its restart, and what attacks it."""
+
+import asyncio
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from loader.agent import AgentConfig, run, unload
+from loader.client import AgentClient, AgentRefused, AgentUnavailable, Vip
+from loader.errors import ShuntError
+from loader.maps import Maps
+from loader.reasons import REASONS
+from tests.loader.conftest import (
+    FIRST_PORT,
+    INSTANCE,
+    LAST_PORT,
+    OTHER_INSTANCE,
+    ROOT,
+    TRANSCEIVER,
+    VIP,
+    AgentProcess,
+    Host,
+    binding_request,
+    eventually,
+)
+from tools import netns
+
+BODY: dict[str, Any] = {
+    "instance": INSTANCE,
+    "address": TRANSCEIVER,
+    "port": 40000,
+    "http": "http://198.18.1.11:8080",
+    "capacity": 100,
+}
+GET = ("transceivers", "routes", "flows", "counters")
+
+
+async def register(client: AgentClient, id: str = "x1", **change: Any) -> None:
+    await client.register(id, **{**BODY, **change})
+
+
+def ufrags(maps: Maps) -> set[str]:
+    return {ufrag for ufrag, _route in maps.routes()}
+
+
+def knock(agent: AgentProcess, ufrag: str) -> None:
+    """A Binding Request for *ufrag* from a fresh port of the client; returns when the relay has
+    seen it."""
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind(("198.18.0.10", 0))
+            client.sendto(binding_request(ufrag), (VIP.address, VIP.port))
+
+    def seen() -> int:
+        counters = maps.counters()
+        return counters.to_transceiver.packets + sum(counters.dropped.values())
+
+    with Maps(agent.pins) as maps:
+        before = seen()
+        netns.run_in(agent.host.outside, send)
+        eventually("the relay has seen it", lambda: seen() > before)
+
+
+async def asked(socket: Path, method: str, path: str, **more: Any) -> tuple[int, Any]:
+    """One request; the status and the parsed answer."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(socket))) as session,
+        session.request(method, f"http://agent{path}", **more) as response,
+    ):
+        return response.status, await response.json() if response.status != 204 else None
+
+
+@pytest.fixture
+async def client(shared_agent: AgentProcess) -> AsyncIterator[AgentClient]:
+    """A client of the shared agent, which forgets all transceivers afterwards."""
+    async with AgentClient(str(shared_agent.socket)) as connected:
+        yield connected
+        for transceiver in (await connected.transceivers())["transceivers"]:
+            for instance in (INSTANCE, OTHER_INSTANCE):
+                with suppress(AgentRefused):
+                    await connected.deregister(transceiver["id"], instance=instance)
+
+
+@pytest.fixture
+def shared_maps(shared_agent: AgentProcess) -> Iterator[Maps]:
+    with Maps(shared_agent.pins) as opened:
+        yield opened
+
+
+# The API.
+
+
+async def test_registering_answers_with_lease_and_vips(client: AgentClient) -> None:
+    lease = await client.register("x1", **BODY)
+
+    assert lease.seconds == 15.0
+    assert lease.vips == (VIP,)
+
+
+async def test_the_first_time_is_201_and_renewing_200(
+    client: AgentClient, shared_agent: AgentProcess
+) -> None:
+    path = "/v1/transceivers/renewer"
+
+    first, answer = await asked(shared_agent.socket, "PUT", path, json={**BODY, "port": 41000})
+    again, _ = await asked(shared_agent.socket, "PUT", path, json={**BODY, "port": 41000})
+
+    assert (first, again) == (201, 200)
+    assert answer["vips"] == [{"address": VIP.address, "port": VIP.port}]
+
+
+@pytest.mark.parametrize("ufrag", ["abcd", "++++", "////", "/abc", "abc/", "a//b", "Z" * 32])
+async def test_a_route_is_in_the_map_when_its_201_arrives_and_gone_with_204(
+    client: AgentClient, shared_maps: Maps, ufrag: str
+) -> None:
+    await register(client)
+
+    await client.add_route(ufrag, transceiver="x1", instance=INSTANCE)
+    assert ufrags(shared_maps) == {ufrag}
+    assert (await client.routes())["routes"] == [{"ufrag": ufrag, "transceiver": "x1", "slots": []}]
+
+    await client.remove_route(ufrag, instance=INSTANCE)
+    assert ufrags(shared_maps) == set()
+    await client.remove_route(ufrag, instance=INSTANCE)
+
+
+async def test_removing_a_route_closes_its_flows_at_once(
+    client: AgentClient, shared_agent: AgentProcess
+) -> None:
+    await register(client)
+    await client.add_route("abcd", transceiver="x1", instance=INSTANCE)
+    for _ in range(3):
+        await asyncio.to_thread(knock, shared_agent, "abcd")
+    (route,) = (await client.routes(transceiver="x1"))["routes"]
+    assert len(route["slots"]) == 3
+    assert all(FIRST_PORT <= port <= LAST_PORT for port in route["slots"])
+
+    await client.remove_route("abcd", instance=INSTANCE)
+
+    states = {flow["port"]: flow["state"] for flow in (await client.flows())["flows"]}
+    assert [states[port] for port in route["slots"]] == ["closing"] * 3
+
+
+async def test_a_flow_is_told_with_all_that_is_known(
+    client: AgentClient, shared_agent: AgentProcess
+) -> None:
+    await register(client)
+    await client.add_route("told", transceiver="x1", instance=INSTANCE)
+    await asyncio.to_thread(knock, shared_agent, "told")
+
+    (flow,) = (f for f in (await client.flows())["flows"] if f["ufrag"] == "told")
+
+    assert flow["client"].startswith("198.18.0.10:")
+    assert (flow["vip"], flow["transceiver"], flow["state"]) == ("198.18.0.1:3478", "x1", "pending")
+    assert flow["to_transceiver"]["bytes"] == 28 + len(binding_request("told"))
+    assert flow["to_client"] == {"packets": 0, "bytes": 0}
+    assert flow["validated"] is False
+    assert 0 <= flow["idle_s"] < 5
+
+
+async def test_a_transceiver_is_told_with_its_lease(client: AgentClient) -> None:
+    await register(client)
+    await client.add_route("abcd", transceiver="x1", instance=INSTANCE)
+
+    (told,) = (await client.transceivers())["transceivers"]
+
+    assert told["id"] == "x1"
+    assert (told["address"], told["port"], told["routes"]) == (TRANSCEIVER, 40000, 1)
+    assert 14 < told["lease_s"] <= 15
+
+
+async def test_counters_name_modes_directions_and_every_reason(
+    client: AgentClient, shared_agent: AgentProcess
+) -> None:
+    before = (await client.counters())["dropped"]["no_route"]
+    await asyncio.to_thread(knock, shared_agent, "nobody")
+
+    counters = await client.counters()
+
+    assert counters["mode"] == {"public": "native", "inside": "native"}
+    assert list(counters["dropped"]) == [reason.name for reason in REASONS]
+    assert counters["dropped"]["no_route"] == before + 1
+    for direction in ("to_transceiver", "to_client", "passed"):
+        assert set(counters[direction]) == {"packets", "bytes"}
+
+
+async def test_it_is_alive_and_ready(client: AgentClient, shared_agent: AgentProcess) -> None:
+    assert await client.health() == {"ready": True}
+    assert (await asked(shared_agent.socket, "GET", "/healthz"))[0] == 200
+
+
+async def test_two_transceivers_cannot_hold_one_ufrag(client: AgentClient) -> None:
+    await register(client, "x1")
+    await register(client, "x2", port=40001, instance=OTHER_INSTANCE)
+
+    async def claim(id: str, instance: str) -> int:
+        try:
+            await client.add_route("contested", transceiver=id, instance=instance)
+        except AgentRefused as refused:
+            return refused.status
+        return 201
+
+    answers = await asyncio.gather(
+        *(claim("x1", INSTANCE) for _ in range(20)),
+        *(claim("x2", OTHER_INSTANCE) for _ in range(20)),
+    )
+
+    assert sorted(set(answers)) == [201, 409]
+    assert answers.count(201) == 20
+    (route,) = (await client.routes())["routes"]
+    assert (route["transceiver"] == "x1") == (answers[0] == 201)
+
+
+async def test_many_routes_at_once_are_all_made_once(
+    client: AgentClient, shared_maps: Maps
+) -> None:
+    await register(client)
+    wanted = [f"many{number:03}" for number in range(200)]
+
+    await asyncio.gather(
+        *(client.add_route(u, transceiver="x1", instance=INSTANCE) for u in wanted * 2)
+    )
+
+    assert ufrags(shared_maps) == set(wanted)
+    ids = [route.id for _ufrag, route in shared_maps.routes()]
+    assert len(set(ids)) == 200
+    with pytest.raises(AgentRefused, match="quota of 200 routes") as error:
+        await client.add_route("onemore", transceiver="x1", instance=INSTANCE)
+    assert error.value.status == 429
+
+
+async def test_registrations_at_once_leave_one_transceiver(
+    client: AgentClient, shared_maps: Maps
+) -> None:
+    instances = [f"instance-number-{number:04}" for number in range(50)]
+
+    async def come(instance: str) -> str | None:
+        with suppress(AgentRefused):
+            await register(client, "racer", instance=instance, port=42000)
+            await client.add_route("prize", transceiver="racer", instance=instance)
+            return instance
+        return None
+
+    await asyncio.gather(*(come(instance) for instance in instances))
+
+    (told,) = (await client.transceivers())["transceivers"]
+    in_use = [entry for _index, entry in shared_maps.transceivers()]
+    assert told["id"] == "racer"
+    assert len(in_use) == 1
+    assert len(ufrags(shared_maps)) == told["routes"] <= 1
+    statuses = set()
+    for instance in instances:
+        try:
+            await client.deregister("racer", instance=instance)
+        except AgentRefused as refused:
+            statuses.add(refused.status)
+    assert statuses <= {403, 404, 409}
+    assert (await client.transceivers())["transceivers"] == []
+
+
+# Refusals: 4xx, one sentence, JSON; never 500.
+
+
+def without(name: str) -> dict[str, Any]:
+    return {key: value for key, value in BODY.items() if key != name}
+
+
+NO_REGISTRATION: list[tuple[str, Any]] = [
+    *((f"no {name}", without(name)) for name in BODY),
+    *((f"{name} null", {**BODY, name: None}) for name in BODY),
+    *((f"{name} list", {**BODY, name: []}) for name in BODY),
+    ("address number", {**BODY, "address": 5}),
+    ("address name", {**BODY, "address": "x1.example"}),
+    ("address IPv6", {**BODY, "address": "2001:db8::1"}),
+    ("address any", {**BODY, "address": "0.0.0.0"}),
+    ("address loopback", {**BODY, "address": "127.0.0.1"}),
+    ("address multicast", {**BODY, "address": "224.0.0.1"}),
+    ("address broadcast", {**BODY, "address": "255.255.255.255"}),
+    ("address long", {**BODY, "address": "1" * 10000}),
+    ("port true", {**BODY, "port": True}),
+    ("port text", {**BODY, "port": "40000"}),
+    ("port float", {**BODY, "port": 40000.0}),
+    ("port huge", {**BODY, "port": 10**30}),
+    ("capacity zero", {**BODY, "capacity": 0}),
+    ("instance short", {**BODY, "instance": "short"}),
+    ("list", [BODY]),
+    ("null", None),
+]
+
+
+def is_sentence(answer: Any) -> bool:
+    return (
+        set(answer) == {"error"} and 5 < len(answer["error"]) < 120 and "\n" not in answer["error"]
+    )
+
+
+@pytest.mark.parametrize(
+    "body", [b for _, b in NO_REGISTRATION], ids=[i for i, _ in NO_REGISTRATION]
+)
+async def test_what_is_no_registration_is_a_400(
+    client: AgentClient, shared_agent: AgentProcess, body: Any
+) -> None:
+    status, answer = await asked(
+        shared_agent.socket, "PUT", "/v1/transceivers/x1", data=json.dumps(body)
+    )
+
+    assert status == 400
+    assert is_sentence(answer)
+    assert (await client.transceivers())["transceivers"] == []
+
+
+NO_JSON = {
+    "empty": b"",
+    "text": b"hello",
+    "half": b'{"instance": "',
+    "binary": bytes(range(256)),
+    "UTF-16": json.dumps(BODY).encode("utf-16"),
+    "deep": b"[" * 60000,
+    "deep object": b'{"a":' * 10000,
+    "endless number": b'{"port": ' + b"9" * 50000 + b"}",
+    "NUL": b"\0" * 100,
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/transceivers/x1", "/v1/routes/abcd"])
+@pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
+async def test_what_is_no_json_is_a_400(
+    shared_agent: AgentProcess, client: AgentClient, path: str, body: bytes
+) -> None:
+    status, answer = await asked(
+        shared_agent.socket, "PUT", path, data=body, headers={"Shunt-Instance": INSTANCE}
+    )
+
+    assert status == 400
+    assert is_sentence(answer)
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "path", "more"),
+    [
+        (400, "PUT", "/v1/routes/abcd", {"json": {"transceiver": "x1"}}),
+        (400, "PUT", "/v1/routes/abcd", {"json": {}}),
+        (400, "PUT", "/v1/routes/abcd", {"json": {"transceiver": 1}}),
+        (400, "DELETE", "/v1/routes/abcd", {}),
+        (400, "DELETE", "/v1/transceivers/x1", {}),
+        (400, "PUT", "/v1/transceivers/x%2F1", {"json": BODY}),
+        (400, "PUT", "/v1/transceivers/%FF%00", {"json": BODY}),
+        (404, "PUT", "/v1/transceivers/", {"json": BODY}),
+        (404, "GET", "/", {}),
+        (404, "GET", "/v2/routes", {}),
+        (404, "PUT", "/v1/routes/", {"json": {"transceiver": "x1"}}),
+        (405, "POST", "/v1/routes", {"json": {}}),
+        (405, "PATCH", "/v1/routes/abcd", {"json": {}}),
+        (405, "DELETE", "/readyz", {}),
+        (413, "PUT", "/v1/transceivers/x1", {"data": b" " * 70000}),
+    ],
+)
+async def test_other_nonsense_has_its_status_and_a_sentence(
+    shared_agent: AgentProcess, status: int, method: str, path: str, more: dict[str, Any]
+) -> None:
+    found, answer = await asked(shared_agent.socket, method, path, **more)
+
+    assert (found, is_sentence(answer)) == (status, True), answer
+
+
+@pytest.mark.parametrize(
+    "ufrag", ["abc", "a" * 33, "ab%20c", "%FF%FF%FF%FF", "a%00bc", "abc%C3%A4"]
+)
+async def test_what_is_no_ufrag_is_a_400(
+    client: AgentClient, shared_agent: AgentProcess, ufrag: str
+) -> None:
+    await register(client)
+
+    status, answer = await asked(
+        shared_agent.socket,
+        "PUT",
+        f"/v1/routes/{ufrag}",
+        json={"transceiver": "x1"},
+        headers={"Shunt-Instance": INSTANCE},
+    )
+
+    assert status == 400
+    assert is_sentence(answer)
+
+
+RAW_HEADERS = [
+    b"Shunt-Instance: \xff\xfe\xfd\xfc and more of it",
+    b"Shunt-Instance: " + b"x" * 7000,
+    b"Shunt-Instance: " + "①②③④⑤⑥⑦⑧⑨".encode(),
+    b"Content-Type: application/json; charset=no-such-thing\r\nShunt-Instance: x",
+    b"Content-Encoding: gzip\r\nShunt-Instance: x",
+    b"Content-Encoding: deflate\r\nShunt-Instance: x",
+    b"Content-Encoding: br\r\nShunt-Instance: x",
+    b"Expect: nonsense\r\nShunt-Instance: x",
+]
+
+
+def raw(agent: AgentProcess, request: bytes) -> bytes:
+    """Send bytes as they are; the answer, until the agent closes or has said nothing for 0.3 s."""
+    answer = b""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(0.3)
+        connection.connect(str(agent.socket))
+        with suppress(TimeoutError, ConnectionError):
+            connection.sendall(request)
+            while data := connection.recv(65536):
+                answer += data
+    return answer
+
+
+@pytest.mark.parametrize("headers", RAW_HEADERS)
+@pytest.mark.parametrize("line", ["PUT /v1/routes/abcd", "DELETE /v1/transceivers/x1"])
+async def test_odd_headers_are_never_the_agents_fault(
+    client: AgentClient, shared_agent: AgentProcess, line: str, headers: bytes
+) -> None:
+    await register(client)
+    body = b'{"transceiver": "x1"}'
+    request = b"\r\n".join(
+        [
+            f"{line} HTTP/1.1".encode(),
+            b"Host: agent",
+            b"Connection: close",
+            f"Content-Length: {len(body)}".encode(),
+            headers,
+            b"",
+            body,
+        ]
+    )
+
+    answer = await asyncio.to_thread(raw, shared_agent, request)
+
+    assert re.match(rb"HTTP/1\.[01] 4", answer), answer
+
+
+async def test_noise_never_makes_a_500(client: AgentClient, shared_agent: AgentProcess) -> None:
+    dice = random.Random(20260504)
+    paths = ["/v1/transceivers/x", "/v1/routes/abcd", "/v1/routes", "/v1/flows", "/readyz", "/"]
+    values: list[Any] = [
+        *(None, True, -1, 0, 1, 2**64, 1.5, "", "x" * 40, "\ud800" * 20, [], {}, [[]], {"a": 1}),
+        *(INSTANCE, TRANSCEIVER, 40000, "198.18.1.12"),
+    ]
+    statuses = set()
+    async with aiohttp.ClientSession(
+        connector=aiohttp.UnixConnector(path=str(shared_agent.socket))
+    ) as session:
+        for _ in range(400):
+            body = {
+                name: dice.choice([BODY[name], *values]) for name in BODY if dice.random() < 0.9
+            }
+            body["transceiver"] = dice.choice(["x", *values])
+            data = bytearray(json.dumps(body).encode())
+            if dice.random() < 0.3:
+                data[dice.randrange(len(data))] = dice.randrange(256)
+            async with session.request(
+                dice.choice(["PUT", "PUT", "DELETE", "GET", "POST"]),
+                f"http://agent{dice.choice(paths)}",
+                data=bytes(data),
+                headers={"Shunt-Instance": dice.choice([INSTANCE, "", "short", "é" * 20])},
+            ) as response:
+                statuses.add(response.status)
+                assert response.status < 500, (await response.text(), bytes(data))
+                if response.status >= 400:
+                    assert is_sentence(await response.json())
+    assert {200, 400, 404} <= statuses
+
+
+# What attacks it.
+
+
+async def test_slow_clients_hold_up_nobody(client: AgentClient, shared_agent: AgentProcess) -> None:
+    await register(client)
+    held = []
+    for number in range(50):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(shared_agent.socket))
+        connection.sendall(
+            b"PUT /v1/transceivers/slow HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{"
+            if number % 2
+            else b"GET /v1/ro"
+        )
+        held.append(connection)
+
+    began = time.monotonic()
+    for number in range(20):
+        await client.add_route(f"fast{number:02}", transceiver="x1", instance=INSTANCE)
+
+    assert time.monotonic() - began < 1.0
+    for connection in held:
+        connection.close()
+
+
+async def test_coming_and_going_200_times_leaks_nothing(shared_agent: AgentProcess) -> None:
+    def descriptors() -> int:
+        return len(os.listdir(f"/proc/{shared_agent.process.pid}/fd"))
+
+    async def come_and_go(number: int) -> None:
+        async with AgentClient(str(shared_agent.socket)) as client:
+            await register(client, f"guest{number}", port=43000)
+            await client.add_route(
+                f"guest{number}", transceiver=f"guest{number}", instance=INSTANCE
+            )
+            await client.deregister(f"guest{number}", instance=INSTANCE)
+
+    await come_and_go(0)
+    before = descriptors()
+    for number in range(1, 201):
+        await come_and_go(number)
+
+    eventually("no descriptor more than before", lambda: descriptors() <= before + 2)
+
+
+async def test_two_idle_transceivers_cost_next_to_nothing(
+    client: AgentClient, shared_agent: AgentProcess
+) -> None:
+    """One that answers and one that does not: asking for it again must not be a spin."""
+    await register(client, "here")
+    await register(client, "away", address="198.18.1.77", instance=OTHER_INSTANCE)
+
+    def cpu() -> float:
+        fields = Path(f"/proc/{shared_agent.process.pid}/stat").read_text().rsplit(")")[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    before, began = cpu(), time.monotonic()
+    await asyncio.sleep(3)
+
+    assert (cpu() - before) / (time.monotonic() - began) < 0.05
+
+
+# Its life.
+
+
+def test_a_second_agent_is_refused_and_the_first_goes_on(
+    own_agent: AgentProcess, tmp_path: Path
+) -> None:
+    second = own_agent.spawn(log=tmp_path / "second.log")
+
+    assert second.wait(timeout=10) == 1
+    assert "another agent owns" in (tmp_path / "second.log").read_text()
+    assert raw(own_agent, b"GET /readyz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 200")
+
+
+def test_unloading_under_a_running_agent_is_refused(own_agent: AgentProcess) -> None:
+    with pytest.raises(ShuntError, match="another agent owns"):
+        own_agent.host.run(lambda: unload(own_agent.pins))
+
+    assert own_agent.host.xdp("public") != "none"
+    assert raw(own_agent, b"GET /readyz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 200")
+
+
+def mac(maps: Maps) -> str:
+    """Where the one transceiver is."""
+    ((_index, entry),) = maps.transceivers()
+    return bytes(entry.mac).hex(":")
+
+
+async def test_every_change_of_a_mac_reaches_the_map(own_agent: AgentProcess) -> None:
+    async with AgentClient(str(own_agent.socket)) as client:
+        await register(client)
+        with Maps(own_agent.pins) as maps:
+            for wanted in ("02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"):
+                own_agent.host.ip(
+                    f"neigh replace {TRANSCEIVER} lladdr {wanted} dev inside nud permanent"
+                )
+                is_there = partial(lambda wanted: mac(maps) == wanted, wanted)
+                await asyncio.to_thread(eventually, f"it is {wanted}", is_there)
+        await client.deregister("x1", instance=INSTANCE)
+    own_agent.host.ip("neigh flush dev inside nud permanent")
+
+
+async def test_a_storm_of_neighbours_is_survived(own_agent: AgentProcess, tmp_path: Path) -> None:
+    """More events than its netlink socket can hold: some are lost, and renewing makes up for it."""
+    host = own_agent.host
+    storm = tmp_path / "storm"
+    storm.write_text(
+        "".join(
+            f"neigh replace 198.18.1.{100 + n % 100} lladdr 02:00:00:00:{n % 256:02x}:00 "
+            "dev inside nud permanent\n"
+            for n in range(6000)
+        )
+        + f"neigh replace {TRANSCEIVER} lladdr 02:00:00:00:00:42 dev inside nud permanent\n"
+    )
+    async with AgentClient(str(own_agent.socket)) as client:
+        await register(client)
+        host.ip(f"-b {storm}")
+        with Maps(own_agent.pins) as maps:
+            async with asyncio.timeout(20):
+                while mac(maps) != "02:00:00:00:00:42":
+                    await register(client)
+        assert await client.health() == {"ready": True}
+        await client.deregister("x1", instance=INSTANCE)
+    host.ip("neigh flush dev inside nud permanent")
+
+
+async def test_a_killed_agent_loses_nothing_and_its_successor_adopts_it_all(
+    own_agent: AgentProcess,
+) -> None:
+    host = own_agent.host
+    async with AgentClient(str(own_agent.socket)) as client:
+        await register(client, "keeps")
+        await register(client, "changes", address="198.18.1.12", instance="first-instance-of-it")
+        await client.add_route("kept", transceiver="keeps", instance=INSTANCE)
+        await client.add_route("lost", transceiver="changes", instance="first-instance-of-it")
+        async with asyncio.timeout(5):
+            while not (await client.transceivers())["transceivers"][1]["reachable"]:
+                await register(client, "keeps")
+        await asyncio.to_thread(knock, own_agent, "kept")
+        (flow,) = (await client.flows())["flows"]
+        xdp = host.xdp("public"), host.xdp("inside")
+
+    own_agent.kill()
+
+    assert (host.xdp("public"), host.xdp("inside")) == xdp
+    assert own_agent.socket.exists(), "a stale file, which the next one must cope with"
+    with Maps(own_agent.pins) as maps:
+        assert ufrags(maps) == {"kept", "lost"}
+        before = int(maps.slots[flow["port"]]["to_transceiver"]["packets"])
+    await asyncio.to_thread(
+        knock, own_agent, "kept"
+    )  # forwarded without an agent, by a slot of its own
+    with Maps(own_agent.pins) as maps:
+        assert (maps.slots["to_transceiver"]["packets"] > 0).sum() == 2
+        assert before == 1
+
+    own_agent.start()
+
+    async with AgentClient(str(own_agent.socket)) as client:
+        told = {t["id"]: t for t in (await client.transceivers())["transceivers"]}
+        assert set(told) == {"keeps", "changes"}
+        assert told["keeps"]["reachable"]
+        flows = (await client.flows())["flows"]
+        assert flow["port"] in [f["port"] for f in flows]
+        assert {f["ufrag"] for f in flows} == {"kept"}
+        await register(client, "keeps")
+        await register(client, "changes", address="198.18.1.12", instance=OTHER_INSTANCE)
+        assert [r["ufrag"] for r in (await client.routes())["routes"]] == ["kept"]
+        assert len((await client.flows())["flows"]) == 2
+
+
+def test_sigterm_stops_it_and_leaves_the_relay_running(own_agent: AgentProcess) -> None:
+    host, xdp = own_agent.host, own_agent.host.xdp("public")
+
+    assert own_agent.stop() == 0
+
+    assert not own_agent.socket.exists()
+    assert host.xdp("public") == xdp != "none"
+    with Maps(own_agent.pins) as maps:
+        assert maps.settings().first_port == FIRST_PORT
+
+
+# How it does not start.
+
+
+def refused_start(host: Host, config: AgentConfig) -> ShuntError:
+    """Why an agent does not start. `run` would serve until a signal, so it must refuse."""
+
+    def start() -> ShuntError:
+        with pytest.raises(ShuntError) as error:
+            run(config)
+        return error.value
+
+    return host.run(start)
+
+
+def test_a_missing_interface_is_named_and_nothing_stays_attached(
+    host: Host, tmp_path: Path, own_pins: Path
+) -> None:
+    config = AgentConfig(
+        public=("public",),
+        inside=("insid",),
+        vips=(Vip("198.18.0.1", 3478),),
+        inside_address="198.18.1.1",
+        socket=tmp_path / "agent.sock",
+        pins=own_pins,
+    )
+
+    error = refused_start(host, config)
+
+    assert "no interface insid here" in error.what
+    assert host.xdp("public") == host.xdp("inside") == "none"
+
+
+async def test_without_an_agent_the_client_says_what_to_start(tmp_path: Path) -> None:
+    async with AgentClient(str(tmp_path / "nobody.sock")) as client:
+        with pytest.raises(AgentUnavailable, match="cannot reach the agent") as error:
+            await client.routes()
+    assert "shunt agent run" in error.value.cure
+
+
+def test_only_root_may_run_it(tmp_path: Path) -> None:
+    script = (
+        "import pathlib; from loader.agent import *; from loader.client import Vip\n"
+        "from loader.errors import ShuntError\n"
+        "try: run(AgentConfig(public=('a',), inside=('b',), vips=(Vip('198.18.0.1', 1),),"
+        " inside_address='198.18.1.1', pins=pathlib.Path('/sys/fs/bpf/shunt-tl-nobody')))\n"
+        "except ShuntError as error: print(error.what, '|', error.cure)"
+    )
+
+    answer = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "root's | Use sudo." in answer.stdout, answer.stderr
+    assert not Path("/sys/fs/bpf/shunt-tl-nobody").exists()

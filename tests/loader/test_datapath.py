@@ -1,0 +1,271 @@
+"""The program on real interfaces: on, off, replaced, refused, and never half of it."""
+
+import ctypes
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyroute2 import IPRoute
+from pyroute2.netlink.rtnl import RTMGRP_LINK
+
+from loader import bpf, datapath, types
+from loader.compile import PROGRAM
+from loader.errors import ShuntError
+from loader.maps import Maps, versioned
+from loader.types import Mode
+from tests.loader.conftest import Host, binding_request, frame, settings
+
+_PROG_LOAD, _XDP, _PASS = 5, 6, 2
+
+
+@pytest.fixture
+def loaded(host: Host, maps: Maps, pins: Path, own_pins: Path) -> Iterator[Path]:
+    """The suite's program and maps, pinned a second time, for a host of its own."""
+    versioned(own_pins).mkdir(parents=True)
+    for entry in versioned(pins).iterdir():
+        descriptor = bpf.pinned(entry)
+        bpf.pin(descriptor, versioned(own_pins) / entry.name)
+        os.close(descriptor)
+    yield own_pins
+    host.run(lambda: datapath.unload(own_pins))
+
+
+def attach(host: Host, pins: Path, *interfaces: str) -> list[datapath.Attachment]:
+    return host.run(lambda: datapath.attach(pins, list(interfaces)))
+
+
+def program_id(pins: Path) -> int:
+    descriptor = bpf.pinned(versioned(pins) / PROGRAM)
+    try:
+        return bpf.program_info(descriptor).id
+    finally:
+        os.close(descriptor)
+
+
+def load_a_strangers_program() -> int:
+    """`xdp_pass`: return XDP_PASS; a descriptor."""
+    instructions = struct.pack("<BBhi", 0xB7, 0, 0, _PASS) + struct.pack("<BBhi", 0x95, 0, 0, 0)
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    licence = ctypes.create_string_buffer(b"GPL")
+    attributes = struct.pack(
+        "=IIQQIIQII16s",
+        *(_XDP, 2, ctypes.addressof(code), ctypes.addressof(licence), 0, 0, 0, 0, 0, b"xdp_pass"),
+    )
+    buffer = ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128)
+    return bpf._bpf(_PROG_LOAD, buffer)
+
+
+def attach_a_strangers_program(host: Host, interface: str) -> int:
+    """Put `xdp_pass` on an interface; its id."""
+    descriptor = load_a_strangers_program()
+    try:
+
+        def put() -> None:
+            with IPRoute() as netlink:
+                index = netlink.link_lookup(ifname=interface)[0]
+                netlink.link("set", index=index, xdp={"attrs": [("IFLA_XDP_FD", descriptor)]})
+
+        host.run(put)
+        return bpf.program_info(descriptor).id
+    finally:
+        os.close(descriptor)
+
+
+def test_a_veth_takes_the_program_natively(host: Host, loaded: Path) -> None:
+    public, inside = attach(host, loaded, "public", "inside")
+
+    assert (public.interface, public.mode, public.why) == ("public", Mode.NATIVE, "")
+    assert (inside.interface, inside.mode) == ("inside", Mode.NATIVE)
+    assert host.xdp("public") == host.xdp("inside") == f"xdp {program_id(loaded)}"
+
+
+def test_the_mode_can_be_read_back(host: Host, loaded: Path) -> None:
+    host.ip("link add bridge0 type bridge")
+    attachments = attach(host, loaded, "public", "bridge0")
+
+    def modes() -> list[Mode]:
+        with IPRoute() as netlink:
+            return [datapath.attached_mode(netlink, a.ifindex) for a in attachments]
+
+    assert host.run(modes) == [Mode.NATIVE, Mode.GENERIC]
+    host.ip("link set public xdp off")
+    host.ip("link del bridge0")
+    assert host.run(modes) == [Mode.DETACHED, Mode.DETACHED]
+
+
+@pytest.mark.parametrize(
+    ("device", "prepare", "why"),
+    [
+        ("bridge0", "link add bridge0 type bridge", "the driver has no native XDP"),
+        ("macvlan0", "link add macvlan0 link public type macvlan", "the driver has no native XDP"),
+        ("lo", "link set lo up", "the driver has no native XDP"),
+    ],
+)
+def test_an_interface_without_native_xdp_falls_back_and_says_why(
+    host: Host, loaded: Path, device: str, prepare: str, why: str
+) -> None:
+    host.ip(prepare)
+
+    (attachment,) = attach(host, loaded, device)
+
+    assert (attachment.mode, attachment.why) == (Mode.GENERIC, why)
+    assert host.xdp(device) == f"xdpgeneric {program_id(loaded)}"
+
+
+def test_a_veth_whose_peer_has_jumbo_frames_falls_back_and_says_why(
+    host: Host, loaded: Path
+) -> None:
+    host.ip("link set client mtu 9000", outside=True)
+
+    public, inside = attach(host, loaded, "public", "inside")
+
+    assert (public.mode, public.why) == (Mode.GENERIC, "the MTU is too large for native XDP")
+    assert inside.mode is Mode.NATIVE
+
+
+def test_an_interface_in_generic_mode_stays_so_and_says_why(host: Host, loaded: Path) -> None:
+    host.ip("link set client mtu 9000", outside=True)
+    attach(host, loaded, "public")
+    host.ip("link set client mtu 1500", outside=True)
+
+    (attachment,) = attach(host, loaded, "public")
+
+    assert attachment.mode is Mode.GENERIC
+    assert "unload first" in attachment.why
+
+
+def test_somebody_elses_program_is_named_and_left_alone(host: Host, loaded: Path) -> None:
+    id = attach_a_strangers_program(host, "inside")
+
+    with pytest.raises(ShuntError, match=r"inside already carries another XDP program") as error:
+        attach(host, loaded, "public", "inside")
+
+    assert f"xdp_pass (id {id})" in error.value.what
+    assert "ip link set dev inside xdp off" in error.value.cure
+    assert host.xdp("inside") == f"xdp {id}"
+    assert host.xdp("public") == "none", "all or nothing"
+
+
+def test_a_missing_interface_leaves_nothing_attached(host: Host, loaded: Path) -> None:
+    host.ip("link add bridge0 type bridge")
+
+    with pytest.raises(ShuntError, match="there is no interface nowhere0 here"):
+        attach(host, loaded, "public", "bridge0", "nowhere0")
+
+    assert host.xdp("public") == host.xdp("bridge0") == "none"
+
+
+def test_a_failed_attach_keeps_what_was_attached_before(host: Host, loaded: Path) -> None:
+    attach(host, loaded, "public")
+
+    with pytest.raises(ShuntError):
+        attach(host, loaded, "public", "inside", "nowhere0")
+
+    assert host.xdp("public") == f"xdp {program_id(loaded)}"
+    assert host.xdp("inside") == "none"
+
+
+def test_attaching_twice_replaces_without_a_moment_of_none(host: Host, loaded: Path) -> None:
+    attach(host, loaded, "public")
+    old = program_id(loaded)
+    datapath.load(loaded)
+
+    def replace() -> list[int | None]:
+        with IPRoute() as monitor:
+            monitor.bind(RTMGRP_LINK)
+            datapath.attach(loaded, ["public"])
+            changes = [message.get_attr("IFLA_XDP") for message in monitor.get()]
+            return [xdp.get_attr("IFLA_XDP_PROG_ID") for xdp in changes]
+
+    assert host.run(replace) == [program_id(loaded)]
+    assert host.xdp("public") == f"xdp {program_id(loaded)}" != f"xdp {old}"
+
+
+def test_a_new_version_takes_over_the_maps_with_all_they_hold(host: Host, loaded: Path) -> None:
+    old = program_id(loaded)
+    with Maps(loaded, writable=True) as maps:
+        maps.configure(settings())
+        maps.set_transceiver(4, types.Transceiver(port=40000))
+        maps.add_route("abcd", id=7, transceiver=4)
+        maps.free(20001)
+        descriptor = bpf.pinned(versioned(loaded) / PROGRAM)
+        bpf.test_run(descriptor, frame(binding_request("abcd")))
+        os.close(descriptor)
+        before = maps.slots[20001].tobytes()
+        before_counters = maps.counters().dropped["no_route"]
+        assert maps.slots[20001]["to_transceiver"]["route"] == 7
+
+    datapath.load(loaded)
+
+    assert program_id(loaded) != old
+    with Maps(loaded) as maps:
+        assert [(ufrag, route.id) for ufrag, route in maps.routes()] == [("abcd", 7)]
+        assert maps.slots[20001].tobytes() == before
+        assert maps.transceiver(4).port == 40000
+    descriptor = bpf.pinned(versioned(loaded) / PROGRAM)
+    bpf.test_run(descriptor, frame(binding_request("nope")))
+    os.close(descriptor)
+    with Maps(loaded) as maps:
+        dropped = maps.counters().dropped["no_route"]
+    assert dropped == before_counters + 1, "the new program counts in the old maps"
+    assert {entry.name for entry in versioned(loaded).iterdir()} >= {PROGRAM, "slots"}
+    assert not list(versioned(loaded).glob(f"{PROGRAM}_*"))
+
+
+def test_unload_takes_everything_away_and_can_be_repeated(host: Host, loaded: Path) -> None:
+    host.ip("link add bridge0 type bridge")
+    attach(host, loaded, "public", "inside", "bridge0")
+
+    for _ in range(2):
+        host.run(lambda: datapath.unload(loaded))
+
+    assert host.xdp("public") == host.xdp("inside") == host.xdp("bridge0") == "none"
+    assert not loaded.exists()
+
+
+def test_unload_leaves_somebody_elses_program_alone(host: Host, loaded: Path) -> None:
+    id = attach_a_strangers_program(host, "inside")
+    attach(host, loaded, "public")
+
+    host.run(lambda: datapath.unload(loaded))
+
+    assert host.xdp("inside") == f"xdp {id}"
+    assert host.xdp("public") == "none"
+
+
+def test_unload_leaves_another_versions_pins_alone(host: Host, loaded: Path) -> None:
+    other = loaded / "v0"
+    other.mkdir()
+
+    host.run(lambda: datapath.unload(loaded))
+
+    assert other.is_dir()
+    assert not versioned(loaded).exists()
+    other.rmdir()
+    loaded.rmdir()
+
+
+def test_pins_outside_bpffs_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ShuntError, match="cannot be loaded"):
+        datapath.load(tmp_path / "pins")
+
+
+def test_without_privilege_it_says_what_is_missing(own_pins: Path) -> None:
+    refused = subprocess.run(
+        [
+            *("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"),
+            *(sys.executable, "-c"),
+            "from pathlib import Path; from loader import datapath, errors\n"
+            f"try: datapath.load(Path({str(own_pins)!r}))\n"
+            "except errors.ShuntError as e: print(e.what, '|', e.cure)",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "Run as root" in refused.stdout, refused.stderr

@@ -1,0 +1,422 @@
+"""The agent's half of a slot's life, over real maps and slots that the program has made."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loader import bpf, types
+from loader.compile import PROGRAM
+from loader.flows import IDLE_SECONDS, REST_SECONDS, Flow, FlowTable, ticks
+from loader.maps import Maps, versioned
+from loader.types import TICK, State
+from tests.loader.conftest import FIRST_PORT, LAST_PORT, binding_request, frame, settings
+
+PORTS = range(FIRST_PORT, LAST_PORT + 1)
+NOW = 1000.0
+CLIENT = types.Client4(address=0xC612000A, port=50000, vip=0)
+
+
+@pytest.fixture
+def table(maps: Maps) -> FlowTable:
+    flows = FlowTable(maps)
+    flows.rebuild_free()
+    return flows
+
+
+@pytest.fixture
+def knock(maps: Maps, pins: Path) -> Iterator[Callable[..., int]]:
+    """Sends a Binding Request through the program: opens a slot; gives its port."""
+    descriptor = bpf.pinned(versioned(pins) / PROGRAM)
+    maps.set_transceiver(5, types.Transceiver(port=40000, resolved=1))
+
+    def knock(ufrag: str, *, port: int = 50000) -> int:
+        before = {int(p) for p in maps.slots["to_transceiver"]["state"].nonzero()[0]}
+        bpf.test_run(descriptor, frame(binding_request(ufrag), port=port))
+        (opened,) = {int(p) for p in maps.slots["to_transceiver"]["state"].nonzero()[0]} - before
+        return opened
+
+    yield knock
+    os.close(descriptor)
+
+
+def put(
+    maps: Maps,
+    port: int,
+    state: State = State.ESTABLISHED,
+    *,
+    route: int = 1,
+    next_route: int = 0,
+    seen: float = NOW,
+    since: float = NOW,
+    transceiver: int = 0,
+) -> None:
+    """A slot as the program would have left it."""
+    slot = maps.slots[port]
+    there, back = slot["to_transceiver"], slot["to_client"]
+    there["state"] = back["state"] = state
+    there["route"], there["next_route"] = route, next_route
+    there["seen"], there["since"] = ticks(seen), ticks(since)
+    there["transceiver"] = back["transceiver"] = transceiver
+    back["client"] = list(types.packed_address("198.18.0.10"))
+    back["client_port"] = CLIENT.port
+    if state is State.ESTABLISHED:
+        maps._maps["flows4"].update(bytes(CLIENT), port.to_bytes(4, "little"))
+
+
+def state(maps: Maps, port: int) -> State:
+    """A slot's state, which both of its halves must hold."""
+    slot = maps.slots[port]
+    assert slot["to_transceiver"]["state"] == slot["to_client"]["state"]
+    return State(int(slot["to_client"]["state"]))
+
+
+def drained(maps: Maps) -> list[int]:
+    """All that is in the queue of free ports."""
+    ports = []
+    while (port := maps.take_free()) is not None:
+        ports.append(port)
+    return ports
+
+
+# Time.
+
+
+def test_a_tick_is_that_of_the_program() -> None:
+    assert ticks(0.0) == 0
+    assert ticks(TICK * 1000.5) == 1000
+    assert ticks(123456.789) == int(123456.789 * 1e9) >> 27
+
+
+def test_ticks_wrap_at_32_bits() -> None:
+    assert ticks(TICK * (2**32 + 5.5)) == 5
+
+
+@pytest.mark.parametrize("now", [NOW, TICK * (2**32 + 20), TICK * (2**31 + 20), TICK * 2**32])
+@pytest.mark.parametrize(
+    ("idle", "left"), [(0.0, State.ESTABLISHED), (29.0, State.ESTABLISHED), (30.2, State.CLOSING)]
+)
+def test_a_flow_is_closed_after_30_idle_seconds_at_any_time(
+    maps: Maps, table: FlowTable, now: float, idle: float, left: State
+) -> None:
+    put(maps, 20001, seen=now - idle)
+
+    closed = table.sweep([1], now=now)
+
+    assert state(maps, 20001) is left
+    assert closed == (left is State.CLOSING)
+
+
+def test_a_packet_from_a_moment_ahead_does_not_make_a_flow_old(
+    maps: Maps, table: FlowTable
+) -> None:
+    put(maps, 20001, seen=NOW + 2 * TICK)
+
+    assert table.sweep([1], now=NOW) == 0
+    (flow,) = table.flows(now=NOW)
+    assert flow.idle_s == 0.0
+
+
+@pytest.mark.parametrize("now", [NOW, TICK * (2**32 + 20)])
+@pytest.mark.parametrize(("rested", "left"), [(9.5, State.CLOSING), (10.2, State.FREE)])
+def test_a_closed_port_rests_for_10_seconds(
+    maps: Maps, table: FlowTable, now: float, rested: float, left: State
+) -> None:
+    drained(maps)
+    put(maps, 20001, State.CLOSING, since=now - rested)
+
+    table.sweep([], now=now)
+
+    assert state(maps, 20001) is left
+    assert drained(maps) == ([20001] if left is State.FREE else [])
+
+
+def test_the_rest_begins_when_the_flow_is_closed(maps: Maps, table: FlowTable) -> None:
+    drained(maps)
+    put(maps, 20001, since=NOW - 3600)
+
+    table.close_routes([1], now=NOW)
+    table.sweep([], now=NOW + REST_SECONDS - 0.5)
+    assert state(maps, 20001) is State.CLOSING
+
+    table.sweep([], now=NOW + REST_SECONDS + 0.5)
+    assert state(maps, 20001) is State.FREE
+    table.sweep([], now=NOW + 3600)
+    assert drained(maps) == [20001], "freed once, queued once"
+
+
+# Ends.
+
+
+def test_closing_a_route_closes_all_its_flows_and_no_others(maps: Maps, table: FlowTable) -> None:
+    put(maps, 20001, State.ESTABLISHED, route=7)
+    put(maps, 20002, State.PENDING, route=7)
+    put(maps, 20003, State.PENDING, route=8)
+    put(maps, 20004, State.CLOSING, route=7, since=NOW - 5)
+
+    assert table.close_routes([7, 99], now=NOW) == 2
+
+    assert [state(maps, port) for port in range(20001, 20005)] == [
+        *(State.CLOSING, State.CLOSING, State.PENDING, State.CLOSING)
+    ]
+    table.sweep([8], now=NOW + REST_SECONDS - 4)
+    assert state(maps, 20004) is State.FREE, "its rest has not begun anew"
+
+
+def test_a_flow_whose_route_is_gone_is_closed(maps: Maps, table: FlowTable) -> None:
+    put(maps, 20001, route=1)
+    put(maps, 20002, State.PENDING, route=2)
+
+    assert table.sweep([2], now=NOW) == 1
+
+    assert state(maps, 20001) is State.CLOSING
+    assert state(maps, 20002) is State.PENDING
+
+
+def test_a_flow_on_its_way_to_a_new_route_stays(maps: Maps, table: FlowTable) -> None:
+    """An ICE restart: the old session's route goes before the new one is confirmed."""
+    put(maps, 20001, route=1, next_route=2)
+
+    assert table.sweep([2], now=NOW) == 0
+    assert state(maps, 20001) is State.ESTABLISHED
+
+
+def test_without_any_route_every_flow_goes(maps: Maps, table: FlowTable) -> None:
+    put(maps, 20001)
+    put(maps, 20002, State.PENDING)
+
+    assert table.sweep([], now=NOW) == 2
+
+
+class OpenedMeanwhile:
+    """The forward halves of the slots, of which one is opened after the first look at any."""
+
+    def __init__(self, maps: Maps, port: int) -> None:
+        self._maps, self._port = maps, port
+        self._looks = 0
+
+    def __getitem__(self, name: str) -> Any:
+        seen = self._maps.slots["to_transceiver"][name].copy()
+        self._looks += 1
+        if self._looks == 1:
+            put(self._maps, self._port, State.PENDING, route=2)
+            return seen
+        return self._maps.slots["to_transceiver"][name]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda table: table.sweep([2], now=NOW),
+        lambda table: table.close_routes([1], now=NOW),
+    ],
+    ids=["sweep", "close"],
+)
+def test_a_slot_that_is_opened_meanwhile_is_not_judged_by_what_it_was(
+    maps: Maps, table: FlowTable, end: Callable[[FlowTable], int]
+) -> None:
+    put(maps, 20001, State.FREE, route=1, seen=NOW - 3600)
+    table._forward = OpenedMeanwhile(maps, 20001)  # type: ignore[assignment]
+
+    assert end(table) == 0
+    assert state(maps, 20001) is State.PENDING
+
+
+def test_pending_slots_end_by_idleness_too(maps: Maps, table: FlowTable) -> None:
+    put(maps, 20001, State.PENDING, seen=NOW - IDLE_SECONDS - 1)
+
+    assert table.sweep([1], now=NOW) == 1
+    assert state(maps, 20001) is State.CLOSING
+
+
+def test_closing_takes_the_clients_entry_away(maps: Maps, table: FlowTable) -> None:
+    put(maps, 20001)
+    assert [port for _client, port in maps.flows4()] == [20001]
+
+    table.close_routes([1], now=NOW)
+
+    assert list(maps.flows4()) == []
+
+
+def test_closing_leaves_the_entry_of_the_clients_newer_flow(maps: Maps, table: FlowTable) -> None:
+    put(maps, 20001, route=1)
+    put(maps, 20002, route=2)
+
+    table.close_routes([1], now=NOW)
+
+    assert [port for _client, port in maps.flows4()] == [20002]
+
+
+@pytest.mark.parametrize("by", ["close", "free"])
+def test_a_closed_or_freed_slot_keeps_no_checks(maps: Maps, table: FlowTable, by: str) -> None:
+    check = types.Transaction()
+    check.id[0] = 42
+    handshake = types.Handshake()
+    handshake.checks[1] = check
+    maps._maps["handshakes"].update((20001).to_bytes(4, "little"), bytes(handshake))
+    maps._maps["checks"].update(bytes(check), (20001).to_bytes(4, "little"))
+    if by == "close":
+        put(maps, 20001)
+        table.close_routes([1], now=NOW)
+    else:  # the program closes slots as well, and leaves their checks
+        put(maps, 20001, State.CLOSING, since=NOW - 60)
+        table.sweep([], now=NOW)
+
+    assert maps._maps["checks"].lookup(bytes(check)) is None
+
+
+def test_freeing_a_slot_that_the_program_closed_forgets_its_client(
+    maps: Maps, table: FlowTable
+) -> None:
+    put(maps, 20001)
+    put(maps, 20001, State.CLOSING, since=NOW - 60)
+
+    table.sweep([], now=NOW)
+
+    assert list(maps.flows4()) == []
+
+
+# The queue of free ports.
+
+
+def test_at_first_every_port_is_free_once(maps: Maps) -> None:
+    assert FlowTable(maps).rebuild_free() == len(PORTS)
+    assert drained(maps) == list(PORTS)
+
+
+def test_rebuilding_twice_queues_no_port_twice(maps: Maps, table: FlowTable) -> None:
+    table.rebuild_free()
+
+    assert drained(maps) == list(PORTS)
+
+
+def test_ports_in_use_or_at_rest_are_not_free(maps: Maps, table: FlowTable) -> None:
+    put(maps, 20001)
+    put(maps, 20002, State.PENDING)
+    put(maps, 20003, State.CLOSING)
+
+    assert table.rebuild_free() == len(PORTS) - 3
+    assert drained(maps) == [port for port in PORTS if port not in (20001, 20002, 20003)]
+
+
+def test_a_port_lost_between_freeing_and_queueing_comes_back(maps: Maps, table: FlowTable) -> None:
+    put(maps, 20001, State.CLOSING, since=NOW - 60)
+    drained(maps)
+
+    class Died(Exception):
+        pass
+
+    def die(port: int) -> None:
+        raise Died
+
+    maps.free = die  # type: ignore[method-assign]
+    with pytest.raises(Died):
+        table.sweep([], now=NOW)
+    del maps.free
+    assert drained(maps) == []
+
+    FlowTable(maps).rebuild_free()
+
+    assert drained(maps) == list(PORTS)
+
+
+def test_with_another_range_only_its_ports_are_handed_out(maps: Maps, table: FlowTable) -> None:
+    maps.configure(settings(first_port=20032, last_port=20100))
+
+    assert FlowTable(maps).rebuild_free() == 69
+    assert drained(maps) == list(range(20032, 20101))
+
+
+def test_flows_outside_another_range_are_closed_and_their_ports_never_queued(
+    maps: Maps, table: FlowTable
+) -> None:
+    put(maps, 20001, State.PENDING)
+    put(maps, 20040, State.PENDING)
+    maps.configure(settings(first_port=20032, last_port=20100))
+    table = FlowTable(maps)
+    table.rebuild_free()
+
+    assert table.sweep([1], now=NOW) == 1
+    assert state(maps, 20001) is State.CLOSING
+    assert state(maps, 20040) is State.PENDING
+
+    table.sweep([1], now=NOW + REST_SECONDS + 0.5)
+    assert state(maps, 20001) is State.FREE
+    assert drained(maps) == [port for port in range(20032, 20101) if port != 20040]
+
+
+def test_closing_all_closes_every_flow(maps: Maps, table: FlowTable) -> None:
+    put(maps, 20001)
+    put(maps, 20002, State.PENDING)
+    put(maps, 20003, State.CLOSING, since=NOW - 5)
+
+    assert table.close_all(now=NOW) == 2
+    assert list(maps.flows4()) == []
+
+
+def test_the_program_takes_each_port_once(
+    maps: Maps, table: FlowTable, knock: Callable[..., int]
+) -> None:
+    for number in range(len(PORTS) // 8):
+        maps.add_route(f"ufrag{number}", id=number + 1, transceiver=5)
+
+    opened = [
+        knock(f"ufrag{number % (len(PORTS) // 8)}", port=50000 + number) for number in range(64)
+    ]
+
+    assert sorted(opened) == list(PORTS)
+    assert maps.take_free() is None
+
+
+# What people see.
+
+
+def test_a_flow_is_told_as_the_program_made_it(
+    maps: Maps, table: FlowTable, knock: Callable[..., int]
+) -> None:
+    maps.add_route("abcd", id=7, transceiver=5)
+    port = knock("abcd", port=50321)
+    now = float(maps.slots[port]["to_transceiver"]["seen"]) * TICK + 4.0
+
+    (flow,) = table.flows(now=now)
+
+    length = len(frame(binding_request("abcd"))) - 14
+    assert flow == Flow(
+        port=port,
+        state=State.PENDING,
+        client="198.18.0.10",
+        client_port=50321,
+        vip=0,
+        route=7,
+        transceiver=5,
+        proven=False,
+        idle_s=flow.idle_s,
+        to_transceiver=(1, length),
+        to_client=(0, 0),
+    )
+    assert flow.idle_s == pytest.approx(4.0, abs=TICK)
+
+
+def test_free_slots_are_no_flows(maps: Maps, table: FlowTable) -> None:
+    assert table.flows(now=NOW) == []
+
+
+def test_a_transceiver_is_referred_to_until_its_last_port_is_free(
+    maps: Maps, table: FlowTable
+) -> None:
+    put(maps, 20001, transceiver=3)
+    put(maps, 20002, State.CLOSING, transceiver=4, since=NOW - 60)
+    assert table.transceivers() == {3, 4}
+
+    table.sweep([1], now=NOW)
+    assert table.transceivers() == {3}
+
+
+def test_the_highest_route_counts_those_to_come(maps: Maps, table: FlowTable) -> None:
+    assert table.highest_route() == 0
+    put(maps, 20001, route=17, next_route=0)
+    put(maps, 20002, route=3, next_route=19)
+
+    assert table.highest_route() == 19

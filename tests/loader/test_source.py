@@ -1,0 +1,63 @@
+"""The flattened source: complete, each header once, and errors that point at the right file."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loader import source
+from tests.loader.conftest import ROOT
+
+
+def test_every_header_is_laid_in_once_and_before_it_is_used() -> None:
+    text = source.entry_source()
+    starts = re.findall(r'^#line 1 "bpf/(\w+\.[ch])"$', text, re.MULTILINE)
+
+    assert starts[0] == "shunt.c"
+    assert sorted(starts) == sorted(path.name for path in source.BPF_FOLDER.glob("*.[ch]"))
+    assert not re.search(r'^#include "', text, re.MULTILINE)
+
+
+def test_line_marks_name_the_file_and_line_each_line_came_from() -> None:
+    name, number, checked = "", 0, 0
+    for line in source.entry_source().splitlines():
+        mark = re.fullmatch(r'#line (\d+) "bpf/(.+)"', line)
+        if mark:
+            number, name = int(mark[1]), mark[2]
+            continue
+        original = (source.BPF_FOLDER / name).read_text().splitlines()[number - 1]
+        assert line == original or (original == "#pragma once" and line == "")
+        number += 1
+        checked += 1
+    assert checked > 500
+
+
+def test_the_include_tree_is_there() -> None:
+    assert (source.kernel_source() / "include/linux/kconfig.h").is_file()
+
+
+@pytest.mark.parametrize("file", ["shunt.c", "nat.h", "types.h"])
+def test_a_compile_error_names_the_file_and_line_to_edit(tmp_path: Path, file: str) -> None:
+    shutil.copytree(ROOT / "loader", tmp_path / "loader")
+    shutil.copytree(ROOT / "bpf", tmp_path / "bpf")
+    broken = tmp_path / "bpf" / file
+    lines = broken.read_text().splitlines()
+    lines.append("static_assertion_of_nothing;")
+    broken.write_text("\n".join(lines) + "\n")
+    pins = tmp_path / "pins"
+
+    compiled = subprocess.run(
+        [sys.executable, "-m", "loader.compile", str(pins)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert compiled.returncode != 0
+    assert f"bpf/{file}:{len(lines)}:" in compiled.stderr

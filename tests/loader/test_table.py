@@ -1,0 +1,439 @@
+"""The route table: who may route, for how long, and what is never given out twice."""
+
+from dataclasses import replace
+
+import pytest
+
+from loader.table import LEASE_SECONDS, Lease, Refused, Registered, RouteTable, instance_number
+
+FIRST = "first-process-of-x1"
+SECOND = "second-process-of-x1"
+STRANGER = "process-of-another-one"
+
+
+@pytest.fixture
+def table() -> RouteTable:
+    return RouteTable(indexes=8)
+
+
+def register(
+    table: RouteTable,
+    id: str = "x1",
+    *,
+    instance: str = FIRST,
+    address: str = "198.18.1.11",
+    port: int = 40000,
+    capacity: int = 100,
+    now: float = 0.0,
+) -> Registered:
+    return table.register(
+        id,
+        instance=instance,
+        address=address,
+        port=port,
+        http="http://x",
+        capacity=capacity,
+        now=now,
+    )
+
+
+def refusal(error: pytest.ExceptionInfo[Refused]) -> int:
+    assert str(error.value) == error.value.why
+    return error.value.status
+
+
+# Leases.
+
+
+def test_the_first_registration_makes_a_lease(table: RouteTable) -> None:
+    registered = register(table, now=100.0)
+
+    assert registered.new
+    assert registered.lease.expires == 100.0 + LEASE_SECONDS
+    assert table.leases() == [registered.lease]
+
+
+def test_renewing_prolongs_the_lease_and_keeps_its_routes_and_index(table: RouteTable) -> None:
+    lease = register(table).lease
+    table.add_route("abcd", transceiver="x1", instance=FIRST)
+
+    renewed = register(table, capacity=7, now=14.0)
+
+    assert not renewed.new
+    assert renewed.ended == ()
+    assert renewed.lease is lease
+    assert lease.expires == 14.0 + LEASE_SECONDS
+    assert lease.capacity == 7
+    assert table.owner("abcd") is lease
+
+
+@pytest.mark.parametrize(("now", "left"), [(14.999, 1), (15.0, 0), (3600.0, 0)])
+def test_a_lease_ends_after_its_time(table: RouteTable, now: float, left: int) -> None:
+    register(table, now=0.0)
+
+    ended = table.expire(now=now)
+
+    assert len(table.leases()) == left
+    assert len(ended) == 1 - left
+
+
+def test_routes_end_with_the_lease_and_others_stay(table: RouteTable) -> None:
+    register(table, "x1")
+    register(table, "x2", instance=STRANGER, port=40001, now=10.0)
+    table.add_route("one+", transceiver="x1", instance=FIRST)
+    kept = table.add_route("two/", transceiver="x2", instance=STRANGER)
+
+    (ended,) = table.expire(now=LEASE_SECONDS)
+
+    assert list(ended.routes) == ["one+"]
+    assert table.owner("one+") is None
+    assert table.route_ids() == [kept]
+
+
+def test_deregistering_ends_the_lease_and_can_be_repeated(table: RouteTable) -> None:
+    lease = register(table).lease
+
+    assert table.deregister("x1", instance=FIRST) is lease
+    assert table.deregister("x1", instance=FIRST) is None
+
+
+def test_only_its_own_process_deregisters_a_transceiver(table: RouteTable) -> None:
+    register(table)
+
+    with pytest.raises(Refused) as error:
+        table.deregister("x1", instance=STRANGER)
+
+    assert refusal(error) == 403
+    assert len(table.leases()) == 1
+
+
+# Superseding.
+
+
+def test_a_new_instance_takes_over_without_the_old_routes(table: RouteTable) -> None:
+    old = register(table).lease
+    table.add_route("abcd", transceiver="x1", instance=FIRST)
+
+    registered = register(table, instance=SECOND)
+
+    assert registered.new
+    assert registered.ended == (old,)
+    assert list(old.routes) == ["abcd"], "the caller needs them to clear the maps"
+    assert table.leases() == [registered.lease]
+    assert table.owner("abcd") is None
+    assert table.route_ids() == []
+
+
+def test_a_superseded_instance_is_refused_whatever_it_asks(table: RouteTable) -> None:
+    register(table)
+    register(table, instance=SECOND)
+    table.add_route("abcd", transceiver="x1", instance=SECOND)
+
+    for ask in (
+        lambda: register(table),
+        lambda: table.add_route("efgh", transceiver="x1", instance=FIRST),
+        lambda: table.remove_route("abcd", instance=FIRST),
+        lambda: table.deregister("x1", instance=FIRST),
+    ):
+        with pytest.raises(Refused) as error:
+            ask()
+        assert refusal(error) == 409
+    assert table.owner("abcd") is not None
+
+
+def test_another_id_at_the_same_address_and_port_supersedes(table: RouteTable) -> None:
+    old = register(table, "x1").lease
+
+    registered = register(table, "x2", instance=STRANGER)
+
+    assert registered.ended == (old,)
+    assert [lease.id for lease in table.leases()] == ["x2"]
+
+
+@pytest.mark.parametrize("other", [{"address": "198.18.1.12"}, {"port": 40001}])
+def test_a_neighbour_at_another_address_or_port_does_not(
+    table: RouteTable, other: dict[str, object]
+) -> None:
+    register(table, "x1")
+
+    assert register(table, "x2", instance=STRANGER, **other).ended == ()  # type: ignore[arg-type]
+
+
+def test_one_registration_may_end_two_leases(table: RouteTable) -> None:
+    register(table, "x1", port=1)
+    register(table, "x2", instance=STRANGER, port=2)
+
+    registered = register(table, "x1", instance=SECOND, port=2)
+
+    assert {lease.port for lease in registered.ended} == {1, 2}
+    assert table.leases() == [registered.lease]
+
+
+def test_a_process_that_moves_starts_a_lease_anew_and_is_not_superseded(table: RouteTable) -> None:
+    old = register(table, address="198.18.1.11").lease
+
+    moved = register(table, address="198.18.1.99")
+
+    assert moved.new
+    assert moved.ended == (old,)
+    assert moved.lease.index != old.index, "packets under way still lead to the old address"
+    assert not register(table, address="198.18.1.99").new
+
+
+# Routes.
+
+
+def test_a_route_leads_to_its_transceiver(table: RouteTable) -> None:
+    lease = register(table).lease
+
+    id = table.add_route("abcd", transceiver="x1", instance=FIRST)
+
+    assert table.owner("abcd") is lease
+    assert table.route_ids() == [id]
+
+
+def test_making_a_route_again_does_no_harm(table: RouteTable) -> None:
+    register(table)
+    id = table.add_route("abcd", transceiver="x1", instance=FIRST)
+
+    assert table.add_route("abcd", transceiver="x1", instance=FIRST) is None
+    assert table.route_ids() == [id]
+
+
+def test_removing_a_route_gives_its_id_once(table: RouteTable) -> None:
+    register(table)
+    id = table.add_route("abcd", transceiver="x1", instance=FIRST)
+
+    assert table.remove_route("abcd", instance=FIRST) == id
+    assert table.remove_route("abcd", instance=FIRST) is None
+
+
+def test_an_unknown_transceiver_cannot_route(table: RouteTable) -> None:
+    with pytest.raises(Refused) as error:
+        table.add_route("abcd", transceiver="x1", instance=FIRST)
+
+    assert refusal(error) == 404
+
+
+def test_a_lease_that_ended_cannot_route(table: RouteTable) -> None:
+    register(table)
+    table.expire(now=LEASE_SECONDS)
+
+    with pytest.raises(Refused) as error:
+        table.add_route("abcd", transceiver="x1", instance=FIRST)
+
+    assert refusal(error) == 404
+
+
+def test_a_transceiver_routes_only_to_itself(table: RouteTable) -> None:
+    register(table, "x1")
+    register(table, "x2", instance=STRANGER, port=40001)
+
+    with pytest.raises(Refused) as error:
+        table.add_route("abcd", transceiver="x1", instance=STRANGER)
+
+    assert refusal(error) == 403
+
+
+def test_a_ufrag_of_another_transceiver_is_taken(table: RouteTable) -> None:
+    register(table, "x1")
+    register(table, "x2", instance=STRANGER, port=40001)
+    table.add_route("abcd", transceiver="x1", instance=FIRST)
+
+    with pytest.raises(Refused) as error:
+        table.add_route("abcd", transceiver="x2", instance=STRANGER)
+
+    assert refusal(error) == 409
+    assert table.owner("abcd") is table.leases()[0]
+
+
+def test_nobody_removes_a_strangers_route(table: RouteTable) -> None:
+    register(table, "x1")
+    register(table, "x2", instance=STRANGER, port=40001)
+    table.add_route("abcd", transceiver="x1", instance=FIRST)
+
+    with pytest.raises(Refused) as error:
+        table.remove_route("abcd", instance=STRANGER)
+
+    assert refusal(error) == 403
+    assert table.owner("abcd") is not None
+
+
+def test_routes_beyond_the_quota_are_refused_until_one_goes(table: RouteTable) -> None:
+    register(table, capacity=2)
+    for number in range(4):
+        table.add_route(f"ufrag{number}", transceiver="x1", instance=FIRST)
+
+    with pytest.raises(Refused) as error:
+        table.add_route("ufrag4", transceiver="x1", instance=FIRST)
+    assert refusal(error) == 429
+
+    table.remove_route("ufrag0", instance=FIRST)
+    assert table.add_route("ufrag4", transceiver="x1", instance=FIRST)
+
+
+def test_a_boast_of_capacity_does_not_raise_the_quota_without_end(table: RouteTable) -> None:
+    assert register(table, capacity=10**9).lease.quota == 8192
+
+
+@pytest.mark.parametrize(
+    "ufrag", ["abc", "a" * 33, "", "ab-c", "ab_c", "ab:c", "ab c", "abcä", "abc\0", "①②③④"]
+)
+def test_what_is_no_ufrag_is_refused_in_a_sentence(table: RouteTable, ufrag: str) -> None:
+    register(table)
+
+    with pytest.raises(Refused) as error:
+        table.add_route(ufrag, transceiver="x1", instance=FIRST)
+
+    assert refusal(error) == 400
+    assert error.value.why.startswith("a ufrag has ")
+
+
+@pytest.mark.parametrize("ufrag", ["abcd", "a" * 32, "+/+/", "AZaz09+/"])
+def test_every_ufrag_that_fits_is_taken(table: RouteTable, ufrag: str) -> None:
+    register(table)
+
+    assert table.add_route(ufrag, transceiver="x1", instance=FIRST)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"id": ""},
+        {"id": "x" * 64},
+        {"id": "x/1"},
+        {"id": "x 1"},
+        {"id": "é"},
+        {"id": "x\n"},
+        {"instance": "x" * 15},
+        {"port": 0},
+        {"port": -1},
+        {"port": 65536},
+        {"capacity": 0},
+        {"capacity": -5},
+    ],
+    ids=repr,
+)
+def test_a_registration_that_makes_no_sense_is_refused(
+    table: RouteTable, wrong: dict[str, object]
+) -> None:
+    with pytest.raises(Refused) as error:
+        register(table, **wrong)  # type: ignore[arg-type]
+
+    assert refusal(error) == 400
+    assert table.leases() == []
+
+
+# What is never given out too early.
+
+
+def test_route_ids_are_never_used_twice(table: RouteTable) -> None:
+    register(table)
+    seen = set()
+    for _ in range(50):
+        seen.add(table.add_route("abcd", transceiver="x1", instance=FIRST))
+        table.remove_route("abcd", instance=FIRST)
+
+    assert len(seen) == 50
+    assert 0 not in seen, "0 stands for no route in a slot"
+
+
+def test_the_index_of_an_ended_lease_rests_until_it_is_released(table: RouteTable) -> None:
+    index = register(table).lease.index
+    table.expire(now=LEASE_SECONDS)
+
+    assert table.resting_indexes() == [index]
+    assert register(table, now=20.0).lease.index != index
+
+    table.release_index(index)
+    assert register(table, "x2", instance=STRANGER, port=1, now=20.0).lease.index == index
+
+
+def test_live_transceivers_have_indexes_of_their_own(table: RouteTable) -> None:
+    indexes = {
+        register(table, f"x{n}", instance=f"{n:016}", port=n + 1).lease.index for n in range(8)
+    }
+
+    assert indexes == set(range(8))
+
+
+def test_a_full_table_refuses_and_changes_nothing(table: RouteTable) -> None:
+    for n in range(8):
+        register(table, f"x{n}", instance=f"{n:016}", port=n + 1)
+
+    with pytest.raises(Refused) as error:
+        register(table, "x0", instance=SECOND, port=1)
+
+    assert refusal(error) == 503
+    assert not register(table, "x0", instance=f"{0:016}", port=1).new
+
+
+# After a restart.
+
+
+def adopted(**change: object) -> Lease:
+    lease = Lease(
+        id="x1",
+        index=3,
+        instance=instance_number(FIRST),
+        address="198.18.1.11",
+        port=40000,
+        http="",
+        capacity=100,
+        expires=0.0,
+        routes={"abcd": 17},
+    )
+    return replace(lease, **change)  # type: ignore[arg-type]
+
+
+def test_an_adopted_transceiver_has_one_lease_of_time_to_renew(table: RouteTable) -> None:
+    table.adopt(adopted(), now=1000.0)
+
+    assert table.expire(now=1000.0 + LEASE_SECONDS - 0.1) == []
+    (ended,) = table.expire(now=1000.0 + LEASE_SECONDS)
+    assert ended.routes == {"abcd": 17}
+
+
+def test_a_renewal_after_adoption_keeps_routes_and_index(table: RouteTable) -> None:
+    table.adopt(adopted(), now=1000.0)
+
+    registered = register(table, now=1001.0)
+
+    assert not registered.new
+    assert registered.lease.index == 3
+    assert registered.lease.http == "http://x"
+    assert table.route_ids() == [17]
+
+
+def test_a_new_instance_after_adoption_does_not_keep_them(table: RouteTable) -> None:
+    table.adopt(adopted(), now=1000.0)
+
+    registered = register(table, instance=SECOND, now=1001.0)
+
+    assert registered.new
+    assert registered.lease.index != 3
+    assert table.route_ids() == []
+
+
+def test_new_route_ids_lie_above_all_adopted_ones(table: RouteTable) -> None:
+    table.adopt(adopted(), now=0.0)
+    assert table.add_route("efgh", transceiver="x1", instance=FIRST) == 18
+
+    table.adopt_route_ids(500)
+    assert table.add_route("ijkl", transceiver="x1", instance=FIRST) == 501
+
+    table.adopt_route_ids(3)
+    assert table.add_route("mnop", transceiver="x1", instance=FIRST) == 502
+
+
+def test_indexes_that_slots_still_name_are_kept_from_new_transceivers(table: RouteTable) -> None:
+    table.adopt_indexes({0, 1, 2})
+
+    assert register(table).lease.index == 3
+    assert table.resting_indexes() == [0, 1, 2]
+
+
+def test_the_pinned_instance_is_not_the_word_itself() -> None:
+    assert instance_number(FIRST) != instance_number(SECOND)
+    assert 0 < instance_number(FIRST) < 2**64
+    assert FIRST.encode()[:8] != instance_number(FIRST).to_bytes(8, "little")
