@@ -97,7 +97,7 @@ def _explain(trouble: str) -> tuple[str, str]:
     lines = trouble.splitlines() or ["no output"]
     return (
         "the XDP program cannot be loaded on this kernel:\n" + "\n".join(lines[-12:]),
-        "The relay needs Linux 5.18 or newer with BPF and XDP; please report this output.",
+        "The relay needs Linux 6.1 or newer with BPF and XDP; please report this output.",
     )
 
 
