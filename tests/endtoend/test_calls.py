@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from loader.client import AgentClient
+from loader.client import AgentClient, AgentUnavailable
 from loader.maps import Maps
 from tests.endtoend.conftest import eventually, ufrags
 from tools.call import CallReport, place_call
@@ -80,17 +82,17 @@ def test_the_route_is_in_the_map_during_the_call_and_gone_after_it(lab: Lab, map
         during.append(ufrags(maps))
 
     report = call(lab, during=look, duration_s=0.5)
-    assert during == [{report.ufrag}]
-    eventually("the route is gone", lambda: not ufrags(maps))
+    assert report.ufrag in during[0]
+    eventually("the route is gone", lambda: report.ufrag not in ufrags(maps))
 
 
 def test_a_call_outlives_the_agent_and_the_next_agent_adopts_it(lab: Lab, maps: Maps) -> None:
-    agent = next(process for process in lab.processes if process.name == "agent")
-    command = Path(f"/proc/{agent.pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    agent = pid_of(lab, "agent")
+    command = Path(f"/proc/{agent}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     successor: list[subprocess.Popen[bytes]] = []
 
     async def replace_agent(ufrag: str) -> None:
-        os.kill(agent.pid, signal.SIGKILL)
+        os.kill(agent, signal.SIGKILL)
         successor.append(
             await asyncio.to_thread(
                 run_in,
@@ -104,7 +106,7 @@ def test_a_call_outlives_the_agent_and_the_next_agent_adopts_it(lab: Lab, maps: 
     try:
         report = call(lab, during=replace_agent, duration_s=2.0)
         assert report.received > 80
-        eventually("the new agent has removed the route", lambda: not ufrags(maps))
+        eventually("the new agent has removed the route", lambda: report.ufrag not in ufrags(maps))
     finally:
         for process in successor:
             process.terminate()
@@ -112,8 +114,6 @@ def test_a_call_outlives_the_agent_and_the_next_agent_adopts_it(lab: Lab, maps: 
 
 
 async def _until_adopted(client: AgentClient, ufrag: str) -> None:
-    from loader.client import AgentUnavailable
-
     async with asyncio.timeout(20):
         while True:
             try:
@@ -121,58 +121,66 @@ async def _until_adopted(client: AgentClient, ufrag: str) -> None:
             except AgentUnavailable:
                 await asyncio.sleep(0.05)
                 continue
-            assert [route["ufrag"] for route in routes] == [ufrag]
-            assert routes[0]["slots"], "the flow was adopted with its route"
+            adopted = {route["ufrag"]: route["slots"] for route in routes}
+            assert adopted.get(ufrag), "the flow was adopted with its route"
             return
 
 
 @pytest.mark.timeout(90)
 def test_the_route_goes_when_the_client_vanishes(lab: Lab, maps: Maps) -> None:
-    process = _calling_process(lab)
-    try:
-        eventually("the call is up", lambda: len(ufrags(maps)) == 1, within=15)
-        eventually("media flows", lambda: bool(maps.slots["to_client"]["packets"].max() > 50))
-    finally:
-        process.kill()
-        process.wait()
-    eventually("consent has run out", lambda: not ufrags(maps), within=45)
+    with calling(lab, maps) as (client, ufrag):
+        client.kill()
+        eventually("consent has run out", lambda: ufrag not in ufrags(maps), within=45)
 
 
 @pytest.mark.timeout(90)
 def test_a_killed_transceiver_loses_its_routes_when_its_lease_ends(lab: Lab, maps: Maps) -> None:
-    victim = next(process for process in lab.processes if process.name == "x1")
-    process = _calling_process(lab)
-    try:
-        eventually("the call is up", lambda: len(ufrags(maps)) == 1, within=15)
-        os.kill(victim.pid, signal.SIGKILL)
-        eventually("the lease has ended", lambda: not ufrags(maps), within=25)
-        assert [bytes(t.id).rstrip(b"\0") for _, t in maps.transceivers()] == [b"x2"]
-    finally:
-        process.kill()
-        process.wait()
+    with calling(lab, maps) as (_client, ufrag):
+        os.kill(pid_of(lab, "x1"), signal.SIGKILL)
+        eventually("the lease has ended", lambda: ufrag not in ufrags(maps), within=25)
+        assert registered(maps) == ["x2"]
 
 
 def test_a_transceiver_asked_to_stop_takes_its_routes_along(lab: Lab, maps: Maps) -> None:
-    victim = next(process for process in lab.processes if process.name == "x1")
-    process = _calling_process(lab)
-    try:
-        eventually("the call is up", lambda: len(ufrags(maps)) == 1, within=15)
-        os.kill(victim.pid, signal.SIGTERM)
-        eventually("the route is gone", lambda: not ufrags(maps), within=8)
-        eventually(
-            "the transceiver is gone",
-            lambda: [bytes(t.id).rstrip(b"\0") for _, t in maps.transceivers()] == [b"x2"],
-        )
-    finally:
-        process.kill()
-        process.wait()
+    with calling(lab, maps) as (_client, ufrag):
+        os.kill(pid_of(lab, "x1"), signal.SIGTERM)
+        eventually("the route is gone", lambda: ufrag not in ufrags(maps), within=8)
+        eventually("the transceiver is gone", lambda: registered(maps) == ["x2"])
 
 
-def _calling_process(lab: Lab) -> "subprocess.Popen[bytes]":
-    """A client that talks for a minute, in a process of its own, so that it can be killed."""
+def pid_of(lab: Lab, name: str) -> int:
+    """Of one of the lab's processes."""
+    return next(process.pid for process in lab.processes if process.name == name)
+
+
+def registered(maps: Maps) -> list[str]:
+    """Ids of the transceivers that the relay knows."""
+    return [bytes(entry.id).rstrip(b"\0").decode() for _index, entry in maps.transceivers()]
+
+
+@contextmanager
+def calling(lab: Lab, maps: Maps) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """A client, in a process of its own that can be killed, in a call with x1 whose media flows;
+    and the call's ufrag."""
+    before = ufrags(maps)
     command = [sys.executable, "-m", "tools", "call", lab.transceivers[0].http]
     command += ["--key", lab.api_key, "--duration", "60"]
-    return run_in(
+    client = run_in(
         lab.client_namespace,
         lambda: subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
     )
+    try:
+        eventually("a call is made", lambda: bool(ufrags(maps) - before), within=15)
+        (ufrag,) = ufrags(maps) - before
+        eventually("its media flows", lambda: packets_back(maps, ufrag) > 50, within=15)
+        yield client, ufrag
+    finally:
+        client.kill()
+        client.wait()
+
+
+def packets_back(maps: Maps, ufrag: str) -> int:
+    """Packets that a call's client was sent."""
+    id = next(route.id for name, route in maps.routes() if name == ufrag)
+    mine = maps.slots["to_transceiver"]["route"] == id
+    return int(maps.slots["to_client"]["packets"][mine].sum())

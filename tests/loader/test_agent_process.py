@@ -548,7 +548,10 @@ def test_a_second_agent_is_refused_and_the_first_goes_on(
 ) -> None:
     second = own_agent.spawn(log=tmp_path / "second.log")
 
-    assert second.wait(timeout=10) == 1
+    try:
+        assert second.wait(timeout=10) == 1
+    finally:
+        second.kill()
     assert "another agent owns" in (tmp_path / "second.log").read_text()
     assert raw(own_agent, b"GET /readyz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 200")
 
