@@ -287,6 +287,21 @@ static __always_inline void shunt_establish(struct shunt_client4 *client, struct
 	shunt_set_state(slot, SHUNT_ESTABLISHED, now);
 }
 
+/* The slot's two routes change places. The old one is kept: if the new route turns out to be a
+ * stranger's, who had a request sent in the client's name, then the client's next check changes
+ * them back, and so does the agent when the stranger hangs up. */
+static __always_inline void shunt_take_next_route(struct shunt_slot *slot,
+						  struct shunt_handshake *handshake)
+{
+	__u32 before = slot->to_transceiver.route;
+
+	if (!slot->to_transceiver.next_route)
+		return;
+	slot->to_transceiver.route = slot->to_transceiver.next_route;
+	slot->to_transceiver.next_route = before;
+	handshake->next_request = 0;
+}
+
 static __always_inline bool shunt_same_transaction(const struct shunt_transaction *a,
 						   const struct shunt_transaction *b)
 {

@@ -30,10 +30,7 @@ static __always_inline void transceiver_stun(struct shunt_packet *packet, struct
 		return;
 
 	if (slot->to_transceiver.state == SHUNT_ESTABLISHED) {
-		if (slot->to_transceiver.next_route) {
-			slot->to_transceiver.route = slot->to_transceiver.next_route;
-			slot->to_transceiver.next_route = 0;
-		}
+		shunt_take_next_route(slot, handshake);
 		return;
 	}
 	client.address = slot->to_client.client.word[3];

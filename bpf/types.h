@@ -103,7 +103,7 @@ struct shunt_slot {
 		__u32 state;
 		__u32 transceiver;
 		__u32 route;      /* id */
-		__u32 next_route; /* id; taken once the transceiver has answered; 0: none */
+		__u32 next_route; /* id; asked for, or held before; see shunt_take_next_route() */
 		__u32 seen;       /* tick of the client's last packet */
 		__u32 since;      /* tick of the last change of state */
 		__u16 ip_delta;

@@ -234,7 +234,7 @@ class Agent:
         id = self._table.remove_route(ufrag, instance=instance)
         if id is not None:
             self._maps.remove_route(ufrag)
-            self._flows.close_routes([id], now=self._clock())
+            self._flows.close_routes([id], known=self._table.route_ids(), now=self._clock())
 
     def transceivers(self) -> dict[str, Any]:
         """`GET /v1/transceivers`."""
@@ -392,7 +392,9 @@ class Agent:
         log.info("transceiver %s: %s; %d routes go", lease.id, why, len(lease.routes))
         for ufrag in lease.routes:
             self._maps.remove_route(ufrag)
-        self._flows.close_routes(lease.routes.values(), now=self._clock())
+        self._flows.close_routes(
+            lease.routes.values(), known=self._table.route_ids(), now=self._clock()
+        )
         self._maps.set_transceiver(lease.index, types.Transceiver())
 
 

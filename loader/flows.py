@@ -72,10 +72,18 @@ class FlowTable:
         """The highest route id that any slot names."""
         return int(max(self._forward["route"].max(), self._forward["next_route"].max()))
 
-    def close_routes(self, routes: Iterable[int], *, now: float) -> int:
-        """Close the flows of these routes (by id) at once; how many."""
+    def close_routes(self, routes: Iterable[int], *, known: Iterable[int], now: float) -> int:
+        """Close the flows of these ended routes (by id) at once; how many.
+
+        A flow whose other route is among those *known* goes on with that: a stranger who had a
+        request sent in a client's name does not end the client's flow by hanging up.
+        """
         mine = self._live() & np.isin(self._forward["route"], list(routes))
-        return self._close(mine, now)
+        other = np.isin(self._forward["next_route"], list(known))
+        for port in np.flatnonzero(mine & other):
+            self._forward["route"][port] = self._forward["next_route"][port]
+            self._forward["next_route"][port] = 0
+        return self._close(mine & ~other, now)
 
     def close_all(self, *, now: float) -> int:
         """Close every flow; how many."""

@@ -31,7 +31,9 @@ __all__ = ["down", "healthy", "namespace_of", "status", "up"]
 
 LOCK, LOGS = RUN_DIR / "lab.lock", RUN_DIR / "log"
 UDP_PORT = 40000
-READY_S = 120.0  # an emulated machine takes a minute to compile; a process that ends is seen at once
+READY_S = (
+    120.0  # an emulated machine takes a minute to compile; a process that ends is seen at once
+)
 
 
 def up(*, transceivers: int = 2, host: bool = False) -> Lab:

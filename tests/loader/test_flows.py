@@ -137,7 +137,7 @@ def test_the_rest_begins_when_the_flow_is_closed(maps: Maps, table: FlowTable) -
     drained(maps)
     put(maps, 20001, since=NOW - 3600)
 
-    table.close_routes([1], now=NOW)
+    table.close_routes([1], known=[], now=NOW)
     table.sweep([], now=NOW + REST_SECONDS - 0.5)
     assert state(maps, 20001) is State.CLOSING
 
@@ -156,13 +156,25 @@ def test_closing_a_route_closes_all_its_flows_and_no_others(maps: Maps, table: F
     put(maps, 20003, State.PENDING, route=8)
     put(maps, 20004, State.CLOSING, route=7, since=NOW - 5)
 
-    assert table.close_routes([7, 99], now=NOW) == 2
+    assert table.close_routes([7, 99], known=[8], now=NOW) == 2
 
     assert [state(maps, port) for port in range(20001, 20005)] == [
         *(State.CLOSING, State.CLOSING, State.PENDING, State.CLOSING)
     ]
     table.sweep([8], now=NOW + REST_SECONDS - 4)
     assert state(maps, 20004) is State.FREE, "its rest has not begun anew"
+
+
+def test_a_flow_with_another_living_route_goes_on_with_that(maps: Maps, table: FlowTable) -> None:
+    """Or a stranger ends a client's flow by a request in its name and hanging up."""
+    put(maps, 20001, State.ESTABLISHED, route=7, next_route=8)
+
+    assert table.close_routes([7], known=[8], now=NOW) == 0
+
+    there = maps.slots["to_transceiver"][20001]
+    assert state(maps, 20001) is State.ESTABLISHED
+    assert (there["route"], there["next_route"]) == (8, 0)
+    assert table.close_routes([8], known=[], now=NOW) == 1, "and ends with that"
 
 
 def test_a_flow_whose_route_is_gone_is_closed(maps: Maps, table: FlowTable) -> None:
@@ -210,7 +222,7 @@ class OpenedMeanwhile:
     "end",
     [
         lambda table: table.sweep([2], now=NOW),
-        lambda table: table.close_routes([1], now=NOW),
+        lambda table: table.close_routes([1], known=[], now=NOW),
     ],
     ids=["sweep", "close"],
 )
@@ -235,7 +247,7 @@ def test_closing_takes_the_clients_entry_away(maps: Maps, table: FlowTable) -> N
     put(maps, 20001)
     assert [port for _client, port in maps.flows4()] == [20001]
 
-    table.close_routes([1], now=NOW)
+    table.close_routes([1], known=[], now=NOW)
 
     assert list(maps.flows4()) == []
 
@@ -244,7 +256,7 @@ def test_closing_leaves_the_entry_of_the_clients_newer_flow(maps: Maps, table: F
     put(maps, 20001, route=1)
     put(maps, 20002, route=2)
 
-    table.close_routes([1], now=NOW)
+    table.close_routes([1], known=[], now=NOW)
 
     assert [port for _client, port in maps.flows4()] == [20002]
 
@@ -259,7 +271,7 @@ def test_a_closed_or_freed_slot_keeps_no_checks(maps: Maps, table: FlowTable, by
     maps._maps["checks"].update(bytes(check), (20001).to_bytes(4, "little"))
     if by == "close":
         put(maps, 20001)
-        table.close_routes([1], now=NOW)
+        table.close_routes([1], known=[], now=NOW)
     else:  # the program closes slots as well, and leaves their checks
         put(maps, 20001, State.CLOSING, since=NOW - 60)
         table.sweep([], now=NOW)

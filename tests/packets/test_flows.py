@@ -525,7 +525,20 @@ def test_the_route_changes_when_the_transceiver_has_answered(relay: Relay) -> No
     relay.from_client(messages.request(NEXT, transaction_id=88))
     relay.from_transceiver(messages.success(88), to=port)
     there = relay.slot(port)["to_transceiver"]
-    assert (there["route"], there["next_route"]) == (next_id, 0)
+    assert (there["route"], there["next_route"]) == (next_id, relay.route().id)
+
+
+def test_the_clients_next_check_takes_its_route_back_from_a_stranger(relay: Relay) -> None:
+    """Who has a session with the same transceiver, and had a request sent in the client's name."""
+    stranger = relay.add_route(NEXT)
+    port = relay.proven()
+    relay.from_client(messages.request(NEXT, transaction_id=88))
+    relay.from_transceiver(messages.success(88), to=port)
+    relay.from_client(messages.request(UFRAG, transaction_id=89))
+    relay.from_transceiver(messages.success(88), to=port)  # late, and of no use to the stranger
+    relay.from_transceiver(messages.success(89), to=port)
+    there = relay.slot(port)["to_transceiver"]
+    assert (there["route"], there["next_route"]) == (relay.route().id, stranger)
 
 
 @pytest.mark.parametrize("answer", [messages.error(88), messages.success(89)])
