@@ -1,45 +1,38 @@
-"""The agent: the one process of a relay host that owns the maps, and its HTTP API.
+"""The agent: what a relay host's owner of the maps does when asked, when time passes, and when the
+network changes.
 
 Decisions are `table`'s (who may route) and `flows`' (which slots end); here they meet the maps,
-the clock, netlink and HTTP. What it leaves in the maps outlives it: a new agent adopts it.
+the clock and netlink. What it leaves in the maps outlives it: a new agent adopts it. `api` is how
+it is asked, `daemon` the process around it.
 """
 
 import asyncio
 import ctypes
 import errno
-import fcntl
 import ipaddress
-import json
 import logging
-import os
-import signal
-import socket as sockets
-import struct
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-from aiohttp.http_exceptions import PayloadEncodingError
 from pyroute2 import AsyncIPRoute, IPRoute
 
 from loader import datapath, types
 from loader.client import DEFAULT_SOCKET, Vip
 from loader.errors import ShuntError
 from loader.flows import FlowTable
-from loader.maps import DEFAULT_PINS, Interface, Maps, Rate, versioned
+from loader.maps import DEFAULT_PINS, Interface, Maps, Rate
 from loader.nexthop import NEIGHBOUR_EVENTS, next_hop
-from loader.table import LEASE_SECONDS, Lease, Refused, Registered, RouteTable
+from loader.table import Lease, Refused, Registered, RouteTable
 
-__all__ = ["Agent", "AgentConfig", "run", "unload"]
+__all__ = ["Agent", "AgentConfig"]
 
 log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 1.0
-_BODY_LIMIT = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -426,206 +419,3 @@ def _rate(rate: Rate) -> dict[str, int]:
 
 def _vip_text(vips: tuple[Vip, ...], index: int) -> str | None:
     return f"{vips[index].address}:{vips[index].port}" if index < len(vips) else None
-
-
-# HTTP.
-
-_AGENT: web.AppKey[Agent] = web.AppKey("agent", Agent)
-
-
-@web.middleware
-async def _answer(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Only to those who may ask, and every failure as one sentence of JSON."""
-    transport = request.transport
-    if transport is None:
-        raise ConnectionResetError
-    allowed = {0, os.geteuid()} | request.app[_AGENT].config.uids
-    if _peer_uid(transport.get_extra_info("socket")) not in allowed:
-        return web.json_response({"error": "this user may not use the agent"}, status=403)
-    try:
-        return await handler(request)
-    except Refused as refused:
-        return web.json_response({"error": refused.why}, status=refused.status)
-    except web.HTTPException as error:
-        return web.json_response({"error": error.reason}, status=error.status)
-
-
-def _peer_uid(connection: Any) -> int:
-    credentials = connection.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, 12)
-    _pid, uid, _gid = struct.unpack("iII", credentials)
-    return int(uid)
-
-
-async def _body(request: web.Request) -> dict[str, Any]:
-    try:
-        body = json.loads((await request.read()).decode())
-    except (ValueError, RecursionError):  # besides syntax: encoding, depth, numbers without end
-        raise Refused(400, "the body is not JSON") from None
-    except (web.RequestPayloadError, PayloadEncodingError):
-        raise Refused(400, "the body cannot be decoded") from None
-    if not isinstance(body, dict):
-        raise Refused(400, "the body is not a JSON object")
-    return body
-
-
-def _instance(request: web.Request) -> str:
-    instance = request.headers.get("Shunt-Instance")
-    if instance is None:
-        raise Refused(400, "the header Shunt-Instance is missing")
-    return instance
-
-
-async def _put_transceiver(request: web.Request) -> web.Response:
-    agent = request.app[_AGENT]
-    registered, reachable = await agent.register(request.match_info["id"], await _body(request))
-    answer = {
-        "id": registered.lease.id,
-        "lease_s": LEASE_SECONDS,
-        "reachable": reachable,
-        "vips": [{"address": v.address, "port": v.port} for v in agent.config.vips],
-    }
-    return web.json_response(answer, status=201 if registered.new else 200)
-
-
-async def _delete_transceiver(request: web.Request) -> web.Response:
-    request.app[_AGENT].deregister(request.match_info["id"], _instance(request))
-    return web.Response(status=204)
-
-
-async def _put_route(request: web.Request) -> web.Response:
-    ufrag = request.match_info["ufrag"]
-    body = await _body(request)
-    transceiver = body.get("transceiver")
-    if not isinstance(transceiver, str):
-        raise Refused(400, "transceiver is missing")
-    request.app[_AGENT].add_route(ufrag, transceiver=transceiver, instance=_instance(request))
-    return web.json_response({"ufrag": ufrag, "transceiver": transceiver}, status=201)
-
-
-async def _delete_route(request: web.Request) -> web.Response:
-    request.app[_AGENT].remove_route(request.match_info["ufrag"], instance=_instance(request))
-    return web.Response(status=204)
-
-
-async def _get_routes(request: web.Request) -> web.Response:
-    return web.json_response(request.app[_AGENT].routes(request.query.get("transceiver")))
-
-
-async def _ready(request: web.Request) -> web.Response:
-    why = request.app[_AGENT].not_ready()
-    if why:
-        raise Refused(503, why)
-    return web.json_response({"ready": True})
-
-
-def _reader(read: Callable[[Agent], dict[str, Any]]) -> Any:
-    async def handler(request: web.Request) -> web.Response:
-        return web.json_response(read(request.app[_AGENT]))
-
-    return handler
-
-
-def application(agent: Agent) -> web.Application:
-    """The HTTP API over an agent."""
-    app = web.Application(middlewares=[_answer], client_max_size=_BODY_LIMIT)
-    app[_AGENT] = agent
-    app.add_routes(
-        [
-            web.put("/v1/transceivers/{id}", _put_transceiver),
-            web.delete("/v1/transceivers/{id}", _delete_transceiver),
-            web.put("/v1/routes/{ufrag:.+}", _put_route),
-            web.delete("/v1/routes/{ufrag:.+}", _delete_route),
-            web.get("/v1/transceivers", _reader(Agent.transceivers)),
-            web.get("/v1/routes", _get_routes),
-            web.get("/v1/flows", _reader(Agent.flows)),
-            web.get("/v1/counters", _reader(Agent.counters)),
-            web.get("/healthz", _reader(lambda agent: {"alive": True})),
-            web.get("/readyz", _ready),
-        ]
-    )
-    return app
-
-
-def run(config: AgentConfig) -> None:
-    """Load, attach, adopt and serve, until SIGTERM or SIGINT.
-
-    The program and its maps stay when this ends; `unload` takes them away. Raises ShuntError.
-    """
-    if os.geteuid() != 0:
-        raise ShuntError("the agent loads BPF programs, which is root's", "Use sudo.")
-    datapath.mount_bpffs()
-    versioned(config.pins).mkdir(parents=True, exist_ok=True)
-    with _owned(config.pins):
-        program = datapath.load(config.pins)
-        log.info("program %s (id %d) is loaded", program.tag, program.id)
-        with Maps(config.pins, writable=True) as maps:
-            asyncio.run(_serve(config, maps))
-
-
-@contextmanager
-def _owned(pins: Path) -> Iterator[None]:
-    """No other process runs an agent on these pins, or unloads them. Raises ShuntError."""
-    lock = os.open(pins, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ShuntError(
-                f"another agent owns {pins}", "Stop it first: there is one agent to a relay host."
-            ) from None
-        yield
-    finally:
-        os.close(lock)
-
-
-async def _serve(config: AgentConfig, maps: Maps) -> None:
-    attachments = await asyncio.to_thread(datapath.attach, config.pins, config.interfaces)
-    for attachment in attachments:
-        why = f" ({attachment.why})" if attachment.why else ""
-        log.info("%s: %s mode%s", attachment.interface, attachment.mode.name.lower(), why)
-    async with AsyncIPRoute() as netlink:
-        agent = Agent(config, maps, netlink)
-        agent.configure(attachments)
-        agent.adopt()
-        await _serve_agent(agent)
-
-
-async def _serve_agent(agent: Agent) -> None:
-    config = agent.config
-    runner = web.AppRunner(application(agent), access_log=None)
-    await runner.setup()
-    try:
-        config.socket.parent.mkdir(parents=True, exist_ok=True)
-        if config.socket.is_socket():
-            config.socket.unlink()  # the lock says that nobody lives behind it
-        await web.UnixSite(runner, str(config.socket)).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise ShuntError(
-            f"cannot listen at {config.socket}: {error.strerror or error}",
-            "Choose another --socket; what is there is left alone.",
-        ) from None
-    config.socket.chmod(0o666)  # who may ask is decided by peer credentials
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    log.info("ready: API at %s", config.socket)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(agent.keep()), tasks.create_task(agent.watch_neighbours())]
-            await stop.wait()
-            for task in work:
-                task.cancel()
-    finally:
-        await runner.cleanup()
-        config.socket.unlink(missing_ok=True)
-        log.info("stopped; the relay goes on without its agent")
-
-
-def unload(pins: Path = DEFAULT_PINS) -> None:
-    """Take the relay off this network namespace's interfaces and remove its pins; no error if
-    there is none. Raises ShuntError while an agent runs."""
-    with _owned(pins) if pins.is_dir() else nullcontext():
-        datapath.unload(pins)

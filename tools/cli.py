@@ -242,8 +242,9 @@ def _lab_exec(arguments: argparse.Namespace) -> int:
 
 
 def _agent_run(arguments: argparse.Namespace) -> int:
-    from loader.agent import AgentConfig, run
+    from loader.agent import AgentConfig
     from loader.client import Vip
+    from loader.daemon import run
 
     _log_to_stderr()
     run(
@@ -271,7 +272,7 @@ def _log_to_stderr() -> None:
 
 
 def _agent_unload(arguments: argparse.Namespace) -> int:
-    from loader.agent import unload
+    from loader.daemon import unload
 
     unload(Path(arguments.pins))
     return 0

@@ -19,8 +19,8 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from loader.agent import unload
 from loader.client import AgentClient, AgentRefused, AgentUnavailable
+from loader.daemon import unload
 from loader.errors import ShuntError
 from tools import topology
 from tools.labstate import AGENT_SOCKET, RUN_DIR, Lab, LabTransceiver, current, forget, record

@@ -17,8 +17,9 @@ from typing import TypeVar
 import pytest
 
 from loader import datapath, types
-from loader.agent import AgentConfig, unload
+from loader.agent import AgentConfig
 from loader.client import Vip
+from loader.daemon import unload
 from loader.maps import Maps, versioned
 from tools import netns
 

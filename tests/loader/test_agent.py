@@ -13,8 +13,10 @@ from aiohttp import web
 from pyroute2 import AsyncIPRoute
 
 from loader import types
-from loader.agent import Agent, AgentConfig, _serve_agent, application
+from loader.agent import Agent, AgentConfig
+from loader.api import application
 from loader.client import AgentClient, AgentRefused, Vip
+from loader.daemon import _serve_agent
 from loader.datapath import Attachment
 from loader.errors import ShuntError
 from loader.maps import Maps

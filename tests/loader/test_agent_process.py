@@ -18,8 +18,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from loader.agent import AgentConfig, run, unload
+from loader.agent import AgentConfig
 from loader.client import AgentClient, AgentRefused, AgentUnavailable, Vip
+from loader.daemon import run, unload
 from loader.errors import ShuntError
 from loader.maps import Maps
 from loader.reasons import REASONS
@@ -705,7 +706,8 @@ async def test_without_an_agent_the_client_says_what_to_start(tmp_path: Path) ->
 
 def test_only_root_may_run_it(tmp_path: Path) -> None:
     script = (
-        "import pathlib; from loader.agent import *; from loader.client import Vip\n"
+        "import pathlib; from loader.agent import AgentConfig; from loader.client import Vip\n"
+        "from loader.daemon import run\n"
         "from loader.errors import ShuntError\n"
         "try: run(AgentConfig(public=('a',), inside=('b',), vips=(Vip('198.18.0.1', 1),),"
         " inside_address='198.18.1.1', pins=pathlib.Path('/sys/fs/bpf/shunt-tl-nobody')))\n"

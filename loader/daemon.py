@@ -1,0 +1,106 @@
+"""The agent as a process: it loads, attaches, adopts and serves, until it is told to stop."""
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from aiohttp import web
+from pyroute2 import AsyncIPRoute
+
+from loader import datapath
+from loader.agent import Agent, AgentConfig
+from loader.api import application
+from loader.errors import ShuntError
+from loader.maps import DEFAULT_PINS, Maps, versioned
+
+__all__ = ["run", "unload"]
+
+log = logging.getLogger(__name__)
+
+
+def run(config: AgentConfig) -> None:
+    """Load, attach, adopt and serve, until SIGTERM or SIGINT.
+
+    The program and its maps stay when this ends; `unload` takes them away. Raises ShuntError.
+    """
+    if os.geteuid() != 0:
+        raise ShuntError("the agent loads BPF programs, which is root's", "Use sudo.")
+    datapath.mount_bpffs()
+    versioned(config.pins).mkdir(parents=True, exist_ok=True)
+    with _owned(config.pins):
+        program = datapath.load(config.pins)
+        log.info("program %s (id %d) is loaded", program.tag, program.id)
+        with Maps(config.pins, writable=True) as maps:
+            asyncio.run(_serve(config, maps))
+
+
+@contextmanager
+def _owned(pins: Path) -> Iterator[None]:
+    """No other process runs an agent on these pins, or unloads them. Raises ShuntError."""
+    lock = os.open(pins, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ShuntError(
+                f"another agent owns {pins}", "Stop it first: there is one agent to a relay host."
+            ) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+async def _serve(config: AgentConfig, maps: Maps) -> None:
+    attachments = await asyncio.to_thread(datapath.attach, config.pins, config.interfaces)
+    for attachment in attachments:
+        why = f" ({attachment.why})" if attachment.why else ""
+        log.info("%s: %s mode%s", attachment.interface, attachment.mode.name.lower(), why)
+    async with AsyncIPRoute() as netlink:
+        agent = Agent(config, maps, netlink)
+        agent.configure(attachments)
+        agent.adopt()
+        await _serve_agent(agent)
+
+
+async def _serve_agent(agent: Agent) -> None:
+    config = agent.config
+    runner = web.AppRunner(application(agent), access_log=None)
+    await runner.setup()
+    try:
+        config.socket.parent.mkdir(parents=True, exist_ok=True)
+        if config.socket.is_socket():
+            config.socket.unlink()  # the lock says that nobody lives behind it
+        await web.UnixSite(runner, str(config.socket)).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ShuntError(
+            f"cannot listen at {config.socket}: {error.strerror or error}",
+            "Choose another --socket; what is there is left alone.",
+        ) from None
+    config.socket.chmod(0o666)  # who may ask is decided by peer credentials
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    log.info("ready: API at %s", config.socket)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            work = [tasks.create_task(agent.keep()), tasks.create_task(agent.watch_neighbours())]
+            await stop.wait()
+            for task in work:
+                task.cancel()
+    finally:
+        await runner.cleanup()
+        config.socket.unlink(missing_ok=True)
+        log.info("stopped; the relay goes on without its agent")
+
+
+def unload(pins: Path = DEFAULT_PINS) -> None:
+    """Take the relay off this network namespace's interfaces and remove its pins; no error if
+    there is none. Raises ShuntError while an agent runs."""
+    with _owned(pins) if pins.is_dir() else nullcontext():
+        datapath.unload(pins)
