@@ -1,27 +1,45 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Client → VIP, steps 3 to 5 of the walk: which slot a packet goes through, by what it is.
+ * Client → VIP, steps 3 and 4 of the walk: which slot a client's STUN goes through, and what it does to
+ * that slot.
  */
 #pragma once
 
-#include "flow.h"
+#include "handshake.h"
+
+/* The relay's own addresses: what was sent to such a client would come back in. */
+static __always_inline bool shunt_is_own(struct shunt_settings *settings,
+					 const struct shunt_address *address)
+{
+	__u32 slot;
+
+	return shunt_is_vip_address(settings, address) ||
+	       shunt_find_inside(settings, address, &slot);
+}
+
+/* Whether a slot may be made for where the packet says that it comes from. */
+static __always_inline enum shunt_reason shunt_check_source(struct shunt_settings *settings,
+							    const struct shunt_packet *packet)
+{
+	if ((packet->ethernet->h_source[0] | packet->ethernet->h_dest[0]) & 1)
+		return SHUNT_DROP_link_address;
+	if (!packet->udp->source || shunt_is_martian(packet) ||
+	    shunt_is_own(settings, &packet->source))
+		return SHUNT_DROP_source;
+	return SHUNT_OK;
+}
 
 static __always_inline enum shunt_reason
-binding_request(struct xdp_md *ctx, const struct shunt_settings *settings,
-		struct shunt_packet *packet, struct shunt_stun *stun, struct shunt_client4 *client,
-		__u32 now, __u32 *port)
+binding_request(struct xdp_md *ctx, struct shunt_settings *settings, struct shunt_packet *packet,
+		struct shunt_stun *stun, const struct shunt_client *client,
+		struct shunt_scratch *work, __u32 *index)
 {
 	struct shunt_transceiver *transceiver;
 	struct shunt_handshake *handshake;
-	struct shunt_scratch *work;
 	struct shunt_route *route;
 	enum shunt_reason reason;
 	struct shunt_slot *slot;
-	__u32 zero = 0;
 
-	work = scratch.lookup(&zero);
-	if (!work)
-		return SHUNT_DROP_stun_malformed;
 	reason = shunt_parse_ufrag(ctx, packet, work);
 	if (reason)
 		return reason;
@@ -29,9 +47,11 @@ binding_request(struct xdp_md *ctx, const struct shunt_settings *settings,
 	if (!route)
 		return SHUNT_DROP_no_route;
 
-	slot = shunt_own_flow(client, port);
+	slot = shunt_find_flow(settings, client, index);
 	if (slot && slot->to_transceiver.route == route->id) {
-		shunt_learn_next_hop(ctx, slot, packet);
+		handshake = handshakes.lookup(index);
+		if (handshake)
+			shunt_notice_hop(ctx, slot, handshake, packet, &stun->transaction);
 		return SHUNT_OK;
 	}
 	/* With the same transceiver it is an ICE restart: through the same flow, which takes the
@@ -42,79 +62,104 @@ binding_request(struct xdp_md *ctx, const struct shunt_settings *settings,
 		transceiver = transceivers.lookup(&route->transceiver);
 		if (!transceiver || !transceiver->port)
 			return SHUNT_DROP_transceiver_gone;
-		if (!client->port || shunt_is_martian4(client->address) ||
-		    shunt_is_own4(settings, client->address))
-			return SHUNT_DROP_source;
+		reason = shunt_check_source(settings, packet);
+		if (reason)
+			return reason;
 		if (!shunt_claim(route))
 			return SHUNT_DROP_route_busy;
 		reason = shunt_route_slot(ctx, settings, packet, client, route, transceiver, slot,
-					  work, now, port);
+					  work, shunt_now(settings), index);
 		shunt_release(route);
 		if (reason)
 			return reason;
 	}
 
-	slot = slots.lookup(port);
-	handshake = handshakes.lookup(port);
+	slot = slots.lookup(index);
+	handshake = handshakes.lookup(index);
 	if (!slot || !handshake)
 		return SHUNT_DROP_table_full;
-	shunt_learn_next_hop(ctx, slot, packet);
+	shunt_notice_hop(ctx, slot, handshake, packet, &stun->transaction);
 	shunt_remember_request(handshake, &stun->transaction);
 	return SHUNT_OK;
 }
 
-static __always_inline enum shunt_reason
-binding_response(struct shunt_stun *stun, struct shunt_client4 *client, __u32 now, __u32 *port)
+/* The client's slot through which the transceiver asked what this answers: its flow, or a pending
+ * one. */
+static __always_inline enum shunt_reason shunt_answered_slot(struct shunt_settings *settings,
+							     struct shunt_stun *stun,
+							     const struct shunt_client *client,
+							     __u32 *index)
 {
-	struct shunt_slot *slot, *flow;
-	__u32 flow_port = 0;
+	struct shunt_handshake *handshake;
+	struct shunt_slot *slot;
 	__u32 *found;
 
+	slot = shunt_find_flow(settings, client, index);
+	if (slot) {
+		handshake = handshakes.lookup(index);
+		if (handshake && shunt_is_checked(handshake, &stun->transaction))
+			return SHUNT_OK;
+	}
 	found = checks.lookup(&stun->transaction);
 	if (!found)
 		return SHUNT_DROP_unexpected_response;
-	*port = *found;
-	slot = slots.lookup(port);
-	if (!slot || !shunt_is_live(slot) || !shunt_is_client(slot, client))
+	*index = *found;
+	slot = slots.lookup(index);
+	handshake = handshakes.lookup(index);
+	if (!slot || !handshake || !shunt_is_live(slot) || !shunt_is_client(slot, client) ||
+	    !shunt_is_checked(handshake, &stun->transaction))
 		return SHUNT_DROP_unexpected_response;
+	return SHUNT_OK;
+}
 
+static __always_inline enum shunt_reason
+binding_response(struct xdp_md *ctx, struct shunt_settings *settings, struct shunt_packet *packet,
+		 struct shunt_stun *stun, const struct shunt_client *client,
+		 struct shunt_scratch *work, __u32 *index)
+{
+	struct shunt_handshake *handshake;
+	struct shunt_slot *slot, *flow;
+	enum shunt_reason reason;
+	__u32 flow_index = 0;
+	__u32 generation;
+
+	reason = shunt_answered_slot(settings, stun, client, index);
+	if (reason)
+		return reason;
 	/* Only a success proves anything: a client also answers, with an error, the checks of a
 	 * stranger's session that somebody aimed at it. */
 	if (stun->type != htons(SHUNT_STUN_SUCCESS))
 		return SHUNT_OK;
+	slot = slots.lookup(index);
+	handshake = handshakes.lookup(index);
+	if (!slot || !handshake)
+		return SHUNT_DROP_unexpected_response;
+	generation = *(volatile __u32 *)&handshake->generation;
+	if (!shunt_is_live(slot) || !shunt_is_client(slot, client))
+		return SHUNT_DROP_unexpected_response;
 	slot->to_client.proven = 1;
+	if (!shunt_came_by(ctx, packet, &slot->to_client.hop))
+		shunt_next_hop_back(ctx, packet, &slot->to_client.hop);
 	if (slot->to_transceiver.state == SHUNT_PENDING) {
-		flow = shunt_own_flow(client, &flow_port);
-		shunt_establish(client, slot, *port, flow, now);
+		flow = shunt_find_flow(settings, client, &flow_index);
+		shunt_establish(settings, work, client, slot, handshake, generation, *index, flow,
+				flow_index, shunt_now(settings));
 	}
 	return SHUNT_OK;
 }
 
-static __always_inline enum shunt_reason established_flow(struct shunt_client4 *client, __u32 *port)
-{
-	return shunt_established(client, port) ? SHUNT_OK : SHUNT_DROP_no_flow;
-}
-
+/* The slot that the client's STUN goes through. */
 static __always_inline enum shunt_reason
-client_slot(struct xdp_md *ctx, const struct shunt_settings *settings, struct shunt_packet *packet,
-	    struct shunt_client4 *client, __u32 now, __u32 *port)
+shunt_client_slot(struct xdp_md *ctx, struct shunt_settings *settings, struct shunt_packet *packet,
+		  const struct shunt_client *client, struct shunt_scratch *work, __u32 *index)
 {
-	struct shunt_stun *stun;
+	struct shunt_stun *stun = shunt_parse_stun(packet);
 
-	switch (shunt_classify(packet)) {
-	case SHUNT_CLASS_MEDIA:
-		return established_flow(client, port);
-	case SHUNT_CLASS_STUN:
-		break;
-	default:
-		return SHUNT_DROP_class;
-	}
-	stun = shunt_parse_stun(packet);
 	if (!stun)
 		return SHUNT_DROP_stun_malformed;
 	if (stun->type == htons(SHUNT_STUN_REQUEST))
-		return binding_request(ctx, settings, packet, stun, client, now, port);
+		return binding_request(ctx, settings, packet, stun, client, work, index);
 	if (stun->type == htons(SHUNT_STUN_SUCCESS) || stun->type == htons(SHUNT_STUN_ERROR))
-		return binding_response(stun, client, now, port);
-	return established_flow(client, port);
+		return binding_response(ctx, settings, packet, stun, client, work, index);
+	return shunt_find_flow(settings, client, index) ? SHUNT_OK : SHUNT_DROP_no_flow;
 }

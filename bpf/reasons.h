@@ -9,7 +9,7 @@
 
 #define SHUNT_REASONS(X)                                                                           \
 	X(1, fragment, "to the VIP, but a fragment: a fragment carries no ufrag to steer by")      \
-	X(2, ip_options, "to the VIP, with IP options")                                            \
+	X(2, ip_options, "to the VIP, with IP options or IPv6 extension headers")                  \
 	X(3, length, "the frame, the IP header and the UDP header disagree about the length")      \
 	X(4, ttl, "the TTL would reach zero at the relay")                                         \
 	X(5, class, "first byte is not STUN, DTLS, RTP or RTCP (RFC 7983): scans and noise")       \
@@ -31,7 +31,14 @@
 	X(21, wrong_transceiver, "to an inside port of another transceiver's flow")                \
 	X(22, not_established,                                                                     \
 	  "other than STUN from a transceiver before the flow is established")                     \
-	X(23, amplification, "over 3 times the bytes of a client that has not answered a check")
+	X(23, amplification, "over 3 times the bytes of a client that has not answered a check")   \
+	X(24, no_checksum, "UDP over IPv6 without a checksum (RFC 8200 8.1)")                      \
+	X(25, mtu, "longer than the way on takes; the sender of an established flow is told")      \
+	X(26, headroom, "the driver left no room to make the headers longer")                      \
+	X(27, link_address, "a Binding Request from or to a multicast MAC address")                \
+	X(28, icmp,                                                                                \
+	  "ICMP error about a packet as the relay sends them, but of no flow, or cut short")       \
+	X(29, program, "a part of the program is missing: load it again")
 
 enum shunt_reason {
 	SHUNT_OK = 0, /* not a reason: nothing speaks against the packet so far */

@@ -2,168 +2,316 @@
 /*
  * The relay: the walk of one packet.
  *
- *   client ──▶ VIP ──▶ [slot] ──▶ inside address:slot ──▶ transceiver, and back
+ *   client ──▶ VIP ──▶ [slot] ──▶ inside address:port ──▶ transceiver, and back
  *
  * A first packet, a STUN Binding Request, is steered by the ufrag that its USERNAME names; all
  * else follows the flow that such requests have established. Both directions and every interface
  * run this one program; what it does not recognise as the relay's it leaves to the kernel.
  *
  * Each step answers with a reason to drop, or SHUNT_OK. Everything that can fail comes before the
- * first byte of the packet is changed.
+ * first byte of the packet is changed. Media goes the whole way in shunt(); what is rarer goes on
+ * in one of the parts below it.
  */
 #include <linux/if_ether.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/udp.h>
 
 #include "packet.h"
-#include "nat.h"
-#include "flow.h"
+#include "addresses.h"
+#include "flows.h"
 #include "client.h"
 #include "transceiver.h"
+#include "forward.h"
+#include "reshape.h"
+#include "icmp.h"
+#include "too_big.h"
+#include "extended.h"
 #include "verdict.h"
 
-static __always_inline int from_client(struct xdp_md *ctx, const struct shunt_settings *settings,
+static __always_inline int from_client(struct xdp_md *ctx, struct shunt_settings *settings,
 				       struct shunt_packet *packet, __u32 vip)
 {
-	struct shunt_client4 client = {};
-	struct shunt_transceiver *transceiver;
-	struct shunt_rewrite rewrite = {};
+	struct shunt_client client = {};
 	enum shunt_reason reason;
 	struct shunt_slot *slot;
-	__be16 checksum = 0;
-	__u32 port = 0;
-	__u32 now;
-	__u32 bytes;
+	struct shunt_way way;
+	__u32 index = 0;
 
 	reason = shunt_check_headers(packet);
 	if (reason)
 		return shunt_drop(reason);
-	client.address = packet->ip->saddr;
+	switch (shunt_classify(packet)) {
+	case SHUNT_CLASS_MEDIA:
+		break;
+	case SHUNT_CLASS_STUN:
+		return shunt_continue(ctx, SHUNT_PART_client_stun);
+	default:
+		return shunt_drop(SHUNT_DROP_class);
+	}
+	client.address = packet->source;
 	client.port = packet->udp->source;
 	client.vip = vip;
-	now = shunt_now();
-	reason = client_slot(ctx, settings, packet, &client, now, &port);
-	if (reason)
-		return shunt_drop(reason);
-
-	slot = slots.lookup(&port);
+	slot = shunt_find_flow(settings, &client, &index);
 	if (!slot)
 		return shunt_drop(SHUNT_DROP_no_flow);
-	transceiver = transceivers.lookup(&slot->to_transceiver.transceiver);
-	if (!transceiver || !transceiver->port)
-		return shunt_drop(SHUNT_DROP_transceiver_gone);
-	if (!transceiver->resolved)
-		return shunt_drop(SHUNT_DROP_neighbour);
-	reason = shunt_whole_checksum(packet, &checksum);
+	reason = shunt_way_in(settings, slot, index, &way);
 	if (reason)
 		return shunt_drop(reason);
-
-	bytes = ntohs(packet->ip->tot_len);
-	slot->to_transceiver.packets++;
-	slot->to_transceiver.bytes += bytes;
-	if (slot->to_transceiver.seen != now)
-		slot->to_transceiver.seen = now;
-	shunt_count(SHUNT_TO_TRANSCEIVER, bytes);
-
-	rewrite.source = settings->inside_address.word[3];
-	rewrite.source_port = htons(port);
-	rewrite.destination = transceiver->address.word[3];
-	rewrite.destination_port = transceiver->port;
-	rewrite.ip_delta = slot->to_transceiver.ip_delta;
-	rewrite.udp_delta = slot->to_transceiver.udp_delta;
-	rewrite.mac = transceiver->mac;
-	rewrite.source_mac = transceiver->source_mac;
-	shunt_rewrite(packet, checksum, &rewrite);
-	return shunt_send(ctx, transceiver->ifindex);
+	return shunt_forward(ctx, settings, packet, &way, slot, index, 0, SHUNT_TO_TRANSCEIVER);
 }
 
-static __always_inline int from_transceiver(struct xdp_md *ctx,
-					    const struct shunt_settings *settings,
-					    struct shunt_packet *packet)
+static __always_inline int from_transceiver(struct xdp_md *ctx, struct shunt_settings *settings,
+					    struct shunt_packet *packet, __u32 index)
 {
-	__u32 port = ntohs(packet->udp->dest);
-	struct shunt_rewrite rewrite = {};
-	const struct shunt_vip *vip;
 	enum shunt_reason reason;
 	struct shunt_slot *slot;
-	__be16 checksum = 0;
-	__u32 bytes;
+	struct shunt_way way;
 
-	slot = slots.lookup(&port);
+	if (!shunt_is_inside(ctx, settings, packet))
+		return shunt_drop(SHUNT_DROP_wrong_interface);
+	reason = shunt_check_headers(packet);
+	if (reason)
+		return shunt_drop(reason);
+	slot = slots.lookup(&index);
 	if (!slot)
 		return shunt_drop(SHUNT_DROP_slot_free);
-	reason = transceiver_slot(ctx, settings, packet, slot);
+	reason = shunt_check_return(packet, slot);
 	if (reason)
 		return shunt_drop(reason);
-	reason = shunt_whole_checksum(packet, &checksum);
-	if (reason)
-		return shunt_drop(reason);
+	shunt_way_out(settings, slot, &way);
+	if (shunt_is_amplification(slot, shunt_length_as(packet, way.ipv6)))
+		return shunt_drop(SHUNT_DROP_amplification);
 	if (shunt_classify(packet) == SHUNT_CLASS_STUN)
-		transceiver_stun(packet, slot, port);
-
-	bytes = ntohs(packet->ip->tot_len);
-	slot->to_client.packets++;
-	slot->to_client.bytes += bytes;
-	shunt_count(SHUNT_TO_CLIENT, bytes);
-
-	vip = &settings->vips[slot->to_client.vip & (SHUNT_VIPS - 1)];
-	rewrite.source = vip->address.word[3];
-	rewrite.source_port = vip->port;
-	rewrite.destination = slot->to_client.client.word[3];
-	rewrite.destination_port = slot->to_client.client_port;
-	rewrite.ip_delta = slot->to_client.ip_delta;
-	rewrite.udp_delta = slot->to_client.udp_delta;
-	rewrite.mac = slot->to_client.mac;
-	rewrite.source_mac = slot->to_client.source_mac;
-	shunt_rewrite(packet, checksum, &rewrite);
-	return shunt_send(ctx, slot->to_client.ifindex);
+		return shunt_continue(ctx, SHUNT_PART_transceiver_stun);
+	return shunt_forward(ctx, settings, packet, &way, slot, index, 0, SHUNT_TO_CLIENT);
 }
 
-/* The VIP's index that the packet is for, or SHUNT_VIPS. Of a fragment without ports the address
- * decides: it can be nobody's to reassemble if its first part is dropped here. */
-static __always_inline __u32 find_vip(const struct shunt_settings *settings,
-				      const struct shunt_packet *packet)
+/* Inlined once for either family, which is then known all the way. */
+static __always_inline int udp(struct xdp_md *ctx, struct shunt_packet *packet, bool ipv6)
 {
-#pragma unroll
-	for (int i = 0; i < SHUNT_VIPS; i++) {
-		const struct shunt_vip *vip = &settings->vips[i];
+	struct shunt_settings *current;
+	__u32 number = 0;
 
-		if (vip->port && shunt_has_address4(&vip->address, packet->ip->daddr) &&
-		    (!packet->has_ports || vip->port == packet->udp->dest))
-			return i;
-	}
-	return SHUNT_VIPS;
-}
-
-static __always_inline bool is_for_slot(const struct shunt_settings *settings,
-					const struct shunt_packet *packet)
-{
-	__u32 port;
-
-	if (!packet->has_ports || !shunt_has_address4(&settings->inside_address, packet->ip->daddr))
-		return false;
-	port = ntohs(packet->udp->dest);
-	return port >= settings->first_port && port <= settings->last_port;
+	packet->ipv6 = ipv6;
+	current = settings.lookup(&number);
+	if (!current)
+		return shunt_pass(ctx);
+	if (shunt_find_vip(current, &packet->destination, packet->udp->dest, &number))
+		return from_client(ctx, current, packet, number);
+	if (shunt_find_slot(current, &packet->destination, packet->udp->dest, &number))
+		return from_transceiver(ctx, current, packet, number);
+	return shunt_pass(ctx);
 }
 
 int shunt(struct xdp_md *ctx)
 {
 	struct shunt_packet packet = {};
-	struct shunt_settings *current;
-	__u32 zero = 0;
-	__u32 vip;
 
-	if (!shunt_parse_udp4(ctx, &packet))
+	switch (shunt_parse(ctx, &packet)) {
+	case SHUNT_UDP:
+		return packet.ipv6 ? udp(ctx, &packet, true) : udp(ctx, &packet, false);
+	case SHUNT_ICMP:
+		return shunt_continue(ctx, SHUNT_PART_icmp);
+	case SHUNT_EXTENDED:
+		return shunt_continue(ctx, SHUNT_PART_extended);
+	default:
 		return shunt_pass(ctx);
-	current = settings.lookup(&zero);
+	}
+}
+
+/* What every part begins with: the packet and the settings, again. Nothing of the walk so far is
+ * lost but the verifier's knowledge of it. */
+static __always_inline struct shunt_settings *
+parse_again(struct xdp_md *ctx, struct shunt_packet *packet, enum shunt_kind kind)
+{
+	__u32 zero = 0;
+
+	if (shunt_parse(ctx, packet) != kind)
+		return NULL;
+	return settings.lookup(&zero);
+}
+
+int shunt_client_stun(struct xdp_md *ctx)
+{
+	struct shunt_packet packet = {};
+	struct shunt_client client = {};
+	struct shunt_handshake *handshake;
+	struct shunt_settings *current;
+	struct shunt_scratch *work;
+	enum shunt_reason reason;
+	struct shunt_slot *slot;
+	struct shunt_way way;
+	__u32 generation;
+	__u32 index = 0;
+	__u32 vip = 0;
+
+	current = parse_again(ctx, &packet, SHUNT_UDP);
+	work = scratch.lookup(&index);
+	if (!current || !work || shunt_check_headers(&packet) ||
+	    !shunt_find_vip(current, &packet.destination, packet.udp->dest, &vip))
+		return shunt_pass(ctx);
+	client.address = packet.source;
+	client.port = packet.udp->source;
+	client.vip = vip;
+	reason = shunt_client_slot(ctx, current, &packet, &client, work, &index);
+	if (reason)
+		return shunt_drop(reason);
+
+	slot = slots.lookup(&index);
+	handshake = handshakes.lookup(&index);
+	if (!slot || !handshake)
+		return shunt_drop(SHUNT_DROP_no_flow);
+	/* Another CPU may be taking a pending slot over: what is read must all be of one client. */
+	generation = *(volatile __u32 *)&handshake->generation;
+	if (!shunt_is_live(slot) || !shunt_is_client(slot, &client))
+		return shunt_drop(SHUNT_DROP_route_busy);
+	reason = shunt_way_in(current, slot, index, &way);
+	if (reason)
+		return shunt_drop(reason);
+	if (generation != *(volatile __u32 *)&handshake->generation)
+		return shunt_drop(SHUNT_DROP_route_busy);
+	return shunt_forward(ctx, current, &packet, &way, slot, index, generation,
+			     SHUNT_TO_TRANSCEIVER);
+}
+
+int shunt_transceiver_stun(struct xdp_md *ctx)
+{
+	struct shunt_packet packet = {};
+	struct shunt_handshake *handshake;
+	struct shunt_settings *current;
+	struct shunt_scratch *work;
+	struct shunt_slot *slot;
+	struct shunt_way way;
+	__u32 generation;
+	__u32 index = 0;
+
+	current = parse_again(ctx, &packet, SHUNT_UDP);
+	work = scratch.lookup(&index);
+	if (!current || !work || shunt_check_headers(&packet) ||
+	    !shunt_find_slot(current, &packet.destination, packet.udp->dest, &index))
+		return shunt_pass(ctx);
+	slot = slots.lookup(&index);
+	handshake = handshakes.lookup(&index);
+	if (!slot || !handshake)
+		return shunt_drop(SHUNT_DROP_slot_free);
+	generation = *(volatile __u32 *)&handshake->generation;
+	if (!shunt_is_live(slot))
+		return shunt_drop(SHUNT_DROP_slot_closing);
+	shunt_follow_transceiver(current, &packet, slot, handshake, work, generation, index);
+
+	shunt_way_out(current, slot, &way);
+	work->hop = slot->to_client.hop;
+	way.hop = &work->hop;
+	if (generation != *(volatile __u32 *)&handshake->generation)
+		return shunt_drop(SHUNT_DROP_slot_closing);
+	return shunt_forward(ctx, current, &packet, &way, slot, index, generation, SHUNT_TO_CLIENT);
+}
+
+/* The slot and the way that an earlier part has chosen. */
+static __always_inline struct shunt_slot *resume(struct shunt_settings *settings,
+						 struct shunt_scratch *work, struct shunt_way *way)
+{
+	struct shunt_handshake *handshake;
+	__u32 index = work->slot;
+	struct shunt_slot *slot;
+
+	slot = slots.lookup(&index);
+	handshake = handshakes.lookup(&index);
+	if (!slot || !handshake)
+		return NULL;
+	if (work->direction == SHUNT_TO_CLIENT) {
+		shunt_way_out(settings, slot, way);
+		work->hop = slot->to_client.hop;
+		way->hop = &work->hop;
+	} else if (shunt_way_in(settings, slot, index, way)) {
+		return NULL;
+	}
+	if (work->generation && work->generation != *(volatile __u32 *)&handshake->generation)
+		return NULL;
+	return slot;
+}
+
+int shunt_reshape(struct xdp_md *ctx)
+{
+	struct shunt_packet packet = {};
+	struct shunt_settings *current;
+	struct shunt_scratch *work;
+	struct shunt_slot *slot;
+	struct shunt_way way;
+	__u32 zero = 0;
+
+	current = parse_again(ctx, &packet, SHUNT_UDP);
+	work = scratch.lookup(&zero);
+	if (!current || !work || shunt_check_headers(&packet))
+		return shunt_pass(ctx);
+	slot = resume(current, work, &way);
+	if (!slot)
+		return shunt_drop(SHUNT_DROP_route_busy);
+	return shunt_reshape_packet(ctx, current, &packet, &way, slot, work->direction);
+}
+
+int shunt_too_big(struct xdp_md *ctx)
+{
+	struct shunt_packet packet = {};
+	struct shunt_settings *current;
+	struct shunt_scratch *work;
+	struct shunt_slot *slot;
+	struct shunt_way way;
+	__u32 zero = 0;
+
+	current = parse_again(ctx, &packet, SHUNT_UDP);
+	work = scratch.lookup(&zero);
+	if (!current || !work || shunt_check_headers(&packet))
+		return shunt_pass(ctx);
+	slot = resume(current, work, &way);
+	if (!slot)
+		return shunt_drop(SHUNT_DROP_mtu);
+	return shunt_tell_too_big(ctx, &packet, &way, slot);
+}
+
+int shunt_icmp(struct xdp_md *ctx)
+{
+	struct shunt_packet packet = {};
+	struct shunt_settings *current;
+	struct shunt_error error = {};
+	struct shunt_scratch *work;
+	enum shunt_reason reason;
+	__u32 number = 0;
+	bool to_vip;
+
+	current = parse_again(ctx, &packet, SHUNT_ICMP);
+	work = scratch.lookup(&number);
+	if (!current || !work || !shunt_parse_error(&packet, &error) ||
+	    !shunt_same_address(&error.quoted_source, &packet.destination))
+		return shunt_pass(ctx);
+	to_vip = shunt_find_vip(current, &error.quoted_source, error.quoted_udp->source, &number);
+	if (!to_vip &&
+	    !shunt_find_slot(current, &error.quoted_source, error.quoted_udp->source, &number))
+		return shunt_pass(ctx);
+
+	reason = shunt_check_ip(&packet);
+	if (reason)
+		return shunt_drop(reason);
+	if (packet.length < (packet.ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) +
+				    shunt_message_size(packet.ipv6))
+		return shunt_drop(SHUNT_DROP_length);
+	if (to_vip)
+		return shunt_error_in(ctx, current, &packet, &error, number, work);
+	if (!shunt_is_inside(ctx, current, &packet))
+		return shunt_drop(SHUNT_DROP_wrong_interface);
+	return shunt_error_out(ctx, current, &packet, &error, number, work);
+}
+
+int shunt_extended(struct xdp_md *ctx)
+{
+	struct shunt_packet packet = {};
+	struct shunt_settings *current;
+
+	current = parse_again(ctx, &packet, SHUNT_EXTENDED);
 	if (!current)
 		return shunt_pass(ctx);
-
-	vip = find_vip(current, &packet);
-	if (vip < SHUNT_VIPS)
-		return from_client(ctx, current, &packet, vip);
-	if (is_for_slot(current, &packet))
-		return from_transceiver(ctx, current, &packet);
-	return shunt_pass(ctx);
+	return shunt_walk_extended(ctx, current, &packet);
 }

@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "maps.h"
 #include "packet.h"
 
 #define SHUNT_STUN_COOKIE 0x2112a442

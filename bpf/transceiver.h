@@ -5,84 +5,78 @@
  */
 #pragma once
 
-#include "flow.h"
+#include "forward.h"
+#include "handshake.h"
 
-/* A transceiver's STUN moves its slot on: its answer to the client, or its own check. */
-static __always_inline void transceiver_stun(struct shunt_packet *packet, struct shunt_slot *slot,
-					     __u32 port)
+/* Nobody is to be flooded by a request in their name (RFC 8445 19.5.1): 3 times what came from the
+ * client, until the client has proven that it is there. */
+static __always_inline bool shunt_is_amplification(const struct shunt_slot *slot, __u32 length)
 {
-	struct shunt_stun *stun = shunt_parse_stun(packet);
-	struct shunt_client4 client = {};
-	struct shunt_handshake *handshake;
-	struct shunt_slot *flow;
-	__u32 flow_port = 0;
-	__u32 now;
-
-	handshake = handshakes.lookup(&port);
-	if (!stun || !handshake)
-		return;
-	if (stun->type == htons(SHUNT_STUN_REQUEST)) {
-		shunt_remember_check(handshake, &stun->transaction, port);
-		return;
-	}
-	if (stun->type != htons(SHUNT_STUN_SUCCESS) ||
-	    !shunt_is_requested(handshake, &stun->transaction))
-		return;
-
-	if (slot->to_transceiver.state == SHUNT_ESTABLISHED) {
-		shunt_take_next_route(slot, handshake);
-		return;
-	}
-	client.address = slot->to_client.client.word[3];
-	client.port = slot->to_client.client_port;
-	client.vip = slot->to_client.vip;
-	now = shunt_now();
-	flow = shunt_own_flow(&client, &flow_port);
-	/* A flow in use gives way only when the client itself has answered the transceiver:
-	 * anybody with a session of their own can have a request sent in a stranger's name. */
-	if (!flow || shunt_is_idle(flow, now))
-		shunt_establish(&client, slot, port, flow, now);
+	return !slot->to_client.proven &&
+	       slot->to_client.bytes + length > 3 * slot->to_transceiver.bytes;
 }
 
-static __always_inline bool is_inside(struct xdp_md *ctx, const struct shunt_settings *settings)
+/* Whether the packet may go through the slot that it is for. */
+static __always_inline enum shunt_reason shunt_check_return(const struct shunt_packet *packet,
+							    const struct shunt_slot *slot)
 {
-	for (int i = 0; i < SHUNT_INTERFACES; i++) {
-		if (settings->inside_interfaces[i] == ctx->ingress_ifindex)
-			return true;
-	}
-	return false;
-}
-
-static __always_inline enum shunt_reason transceiver_slot(struct xdp_md *ctx,
-							  const struct shunt_settings *settings,
-							  struct shunt_packet *packet,
-							  struct shunt_slot *slot)
-{
+	__u32 number = slot->to_client.transceiver;
 	struct shunt_transceiver *transceiver;
-	enum shunt_reason reason;
-	enum shunt_class class;
 
-	if (!is_inside(ctx, settings))
-		return SHUNT_DROP_wrong_interface;
-	reason = shunt_check_headers(packet);
-	if (reason)
-		return reason;
 	if (slot->to_client.state == SHUNT_FREE)
 		return SHUNT_DROP_slot_free;
 	if (slot->to_client.state == SHUNT_CLOSING)
 		return SHUNT_DROP_slot_closing;
-	transceiver = transceivers.lookup(&slot->to_client.transceiver);
+	transceiver = transceivers.lookup(&number);
 	if (!transceiver || !transceiver->port)
 		return SHUNT_DROP_transceiver_gone;
-	if (!shunt_has_address4(&transceiver->address, packet->ip->saddr) ||
+	if (!shunt_same_address(&transceiver->address, &packet->source) ||
 	    transceiver->port != packet->udp->source)
 		return SHUNT_DROP_wrong_transceiver;
-	class = shunt_classify(packet);
-	if (slot->to_client.state != SHUNT_ESTABLISHED && class != SHUNT_CLASS_STUN)
+	if (slot->to_client.state != SHUNT_ESTABLISHED &&
+	    shunt_classify(packet) != SHUNT_CLASS_STUN)
 		return SHUNT_DROP_not_established;
-	/* Nobody is to be flooded by a request in their name (RFC 8445 19.5.1). */
-	if (!slot->to_client.proven &&
-	    slot->to_client.bytes + ntohs(packet->ip->tot_len) > 3 * slot->to_transceiver.bytes)
-		return SHUNT_DROP_amplification;
 	return SHUNT_OK;
+}
+
+/* A transceiver's STUN moves its slot on: its answer to the client, or its own check. */
+static __always_inline void
+shunt_follow_transceiver(struct shunt_settings *settings, const struct shunt_packet *packet,
+			 struct shunt_slot *slot, struct shunt_handshake *handshake,
+			 struct shunt_scratch *work, __u32 generation, __u32 index)
+{
+	struct shunt_stun *stun = shunt_parse_stun(packet);
+	struct shunt_client client = {};
+	struct shunt_slot *flow;
+	__u32 flow_index = 0;
+	bool requested;
+	__u32 now;
+
+	if (!stun)
+		return;
+	if (stun->type == htons(SHUNT_STUN_REQUEST)) {
+		shunt_remember_check(handshake, &stun->transaction,
+				     slot->to_transceiver.state == SHUNT_PENDING, index);
+		return;
+	}
+	if (stun->type != htons(SHUNT_STUN_SUCCESS))
+		return;
+	requested = shunt_is_requested(handshake, &stun->transaction);
+	shunt_take_hop(slot, handshake, &stun->transaction);
+	if (!requested)
+		return;
+	if (slot->to_transceiver.state == SHUNT_ESTABLISHED) {
+		shunt_take_next_route(slot, handshake);
+		return;
+	}
+	client.address = slot->to_transceiver.client;
+	client.port = slot->to_transceiver.client_port;
+	client.vip = slot->to_transceiver.vip;
+	now = shunt_now(settings);
+	flow = shunt_find_flow(settings, &client, &flow_index);
+	/* A flow in use gives way only when the client itself has answered the transceiver:
+	 * anybody with a session of their own can have a request sent in a stranger's name. */
+	if (!flow || shunt_is_idle(flow, now))
+		shunt_establish(settings, work, &client, slot, handshake, generation, index, flow,
+				flow_index, now);
 }

@@ -35,3 +35,10 @@ static __always_inline int shunt_send(struct xdp_md *ctx, __u32 ifindex)
 {
 	return ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(ifindex, 0);
 }
+
+/* The walk goes on in another part; it comes back only if that is not there. */
+static __always_inline int shunt_continue(struct xdp_md *ctx, enum shunt_part part)
+{
+	parts.call(ctx, part);
+	return shunt_drop(SHUNT_DROP_program);
+}

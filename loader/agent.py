@@ -9,82 +9,35 @@ it is asked, `daemon` the process around it.
 import asyncio
 import ctypes
 import errno
-import ipaddress
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from pyroute2 import AsyncIPRoute, IPRoute
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from loader import datapath, types
-from loader.client import DEFAULT_SOCKET, Vip
+from loader.addresses import host_address
+from loader.config import AgentConfig, outdated
 from loader.errors import ShuntError
 from loader.flows import FlowTable
-from loader.maps import DEFAULT_PINS, Interface, Maps, Rate
-from loader.nexthop import NEIGHBOUR_EVENTS, next_hop
-from loader.table import Lease, Refused, Registered, RouteTable
+from loader.links import Links
+from loader.maps import Interface, Maps
+from loader.nexthop import EVENTS, Neighbour, NextHop, Way, neighbour_of, way
+from loader.picture import Routed, picture_of_counters, picture_of_flows, picture_of_routes
+from loader.table import Lease, Refused, Registered, Route, RouteTable
 
-__all__ = ["Agent", "AgentConfig"]
+__all__ = ["Agent"]
 
 log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentConfig:
-    """How a relay host is set up.
-
-    *public* and *inside* are interfaces; one may be both. Ports *first_port* to *last_port* of the
-    inside address are slots; by default they lie below the kernel's own ephemeral ports. *uids*
-    may use the socket, besides root and the agent's own.
-    """
-
-    public: tuple[str, ...]
-    inside: tuple[str, ...]
-    vips: tuple[Vip, ...]
-    inside_address: str
-    socket: Path = Path(DEFAULT_SOCKET)
-    pins: Path = DEFAULT_PINS
-    first_port: int = 10000
-    last_port: int = 32767
-    uids: frozenset[int] = field(default_factory=frozenset)
-
-    def __post_init__(self) -> None:
-        """Raises ShuntError for what cannot work."""
-        if not self.public or not self.inside:
-            raise ShuntError("the relay needs a public and an inside interface")
-        if len(self.interfaces) > types.INTERFACES:
-            raise ShuntError(f"the relay takes at most {types.INTERFACES} interfaces")
-        if not 1 <= len(self.vips) <= types.VIPS:
-            raise ShuntError(f"the relay takes 1 to {types.VIPS} VIPs")
-        for what, address in [("VIP", vip.address) for vip in self.vips] + [
-            ("inside address", self.inside_address)
-        ]:
-            try:
-                version = ipaddress.ip_address(address).version
-            except ValueError:
-                raise ShuntError(f"the {what} {address!r} is no IP address") from None
-            if version != 4:
-                raise ShuntError(f"the {what} {address} is not IPv4, and IPv6 is not built yet")
-        if not all(1 <= vip.port <= 65535 for vip in self.vips):
-            raise ShuntError("a VIP's port is 1 to 65535")
-        if not 1024 <= self.first_port <= self.last_port <= 65535:
-            raise ShuntError("the inside ports must be a range within 1024 to 65535")
-        if any(
-            vip.address == self.inside_address and self.first_port <= vip.port <= self.last_port
-            for vip in self.vips
-        ):
-            raise ShuntError("a VIP's port is among the inside ports of the same address")
-
-    @property
-    def interfaces(self) -> list[str]:
-        """Every interface once, the public ones first."""
-        return list(dict.fromkeys(self.public + self.inside))
+_RETRY_SECONDS = 1.0  # for transceivers whose MAC address the kernel does not know yet
+_FLOWS_SHOWN = 10_000  # nobody is kept waiting for the rest, nor reads it
+_LOOK_SECONDS = 15.0  # for what no event tells of: routes, and programs attached by other means
 
 
 class Agent:
@@ -105,7 +58,13 @@ class Agent:
         self._clock = clock
         self._interfaces: list[Interface] = []
         self._table = RouteTable(indexes=types.TRANSCEIVERS)
-        self._neighbours_changed = asyncio.Event()
+        self._links = Links()
+        self._ways: dict[str, Way] = {}  # by transceiver's id
+        # What the network has told of, and nobody has looked at yet.
+        self._told = asyncio.Event()
+        self._told_of_links: set[int] = set()
+        self._told_of_neighbours: set[Neighbour] = set()
+        self._missed_some = False
 
     # Start.
 
@@ -117,32 +76,20 @@ class Agent:
                 ifindex=attachment.ifindex,
                 inside=attachment.interface in self.config.inside,
                 mode=attachment.mode,
+                vlan=attachment.vlan,
+                mtu=attachment.mtu,
             )
             for attachment in attachments
         ]
-        settings = types.Settings(
-            inside_address=types.packed_address(self.config.inside_address),
-            first_port=self.config.first_port,
-            last_port=self.config.last_port,
-        )
-        for entry, vip in zip(settings.vips, self.config.vips, strict=False):
-            entry.address = types.packed_address(vip.address)
-            entry.port = vip.port
-        inside = [interface.ifindex for interface in self._interfaces if interface.inside]
-        for place, ifindex in enumerate(inside):
-            settings.inside_interfaces[place] = ifindex
+        settings = self.config.settings((i.ifindex, i.vlan) for i in self._interfaces if i.inside)
         before = self._maps.settings()
         self._maps.configure(settings)
         self._maps.set_interfaces(self._interfaces)
         self._flows = FlowTable(self._maps)
-        if (bytes(before.vips), bytes(before.inside_address)) != (
-            bytes(settings.vips),
-            bytes(settings.inside_address),
-        ):
-            # What a slot adds to checksums is worked out for the addresses it was opened with.
-            closed = self._flows.close_all(now=self._clock())
-            if closed:
-                log.warning("the relay has other addresses than before: %d flows closed", closed)
+        vips, entries = outdated(before, settings)
+        closed = self._flows.close_addresses(vips=vips, entries=entries, now=self._clock())
+        if closed:
+            log.warning("the relay has other addresses than before: %d flows closed", closed)
 
     def adopt(self) -> None:
         """Take over the transceivers, routes and flows that an earlier agent left in the maps."""
@@ -156,12 +103,13 @@ class Agent:
                 address=types.text_address(bytes(entry.address)),
                 port=entry.port,
                 http="",
-                capacity=types.ROUTES,
+                capacity=self._maps.sizes.routes,
                 expires=now,
             )
         for ufrag, route in list(self._maps.routes()):
             if route.transceiver in leases:
-                leases[route.transceiver].routes[ufrag] = route.id
+                checks = not route.flags & types.ROUTE_NO_CHECKS
+                leases[route.transceiver].routes[ufrag] = Route(route.id, checks)
             else:
                 self._maps.remove_route(ufrag)
         for lease in leases.values():
@@ -184,7 +132,7 @@ class Agent:
             registered = self._table.register(
                 id,
                 instance=_typed(body, "instance", str),
-                address=_unicast(_typed(body, "address", str)),
+                address=self._address(_typed(body, "address", str)),
                 port=_typed(body, "port", int),
                 http=_typed(body, "http", str),
                 capacity=_typed(body, "capacity", int),
@@ -209,25 +157,27 @@ class Agent:
         if lease:
             self._end(lease, "deregistered")
 
-    def add_route(self, ufrag: str, *, transceiver: str, instance: str) -> None:
+    def add_route(
+        self, ufrag: str, *, transceiver: str, instance: str, checks: bool = True
+    ) -> None:
         """Make a route; the map holds it when this returns."""
-        id = self._table.add_route(ufrag, transceiver=transceiver, instance=instance)
-        if id is None:
+        route = self._table.add_route(
+            ufrag, transceiver=transceiver, instance=instance, checks=checks
+        )
+        if route is None:
             return
         lease = self._table.owner(ufrag)
         assert lease is not None
         try:
-            self._maps.add_route(ufrag, id=id, transceiver=lease.index)
+            self._maps.add_route(ufrag, id=route.id, transceiver=lease.index, checks=route.checks)
         except ShuntError as full:
             self._table.remove_route(ufrag, instance=instance)
             raise Refused(507, full.what) from None
 
     def remove_route(self, ufrag: str, *, instance: str) -> None:
         """Remove a route and close its flows."""
-        id = self._table.remove_route(ufrag, instance=instance)
-        if id is not None:
-            self._maps.remove_route(ufrag)
-            self._flows.close_routes([id], known=self._table.route_ids(), now=self._clock())
+        if self._table.remove_route(ufrag, instance=instance) is not None:
+            self._forget_routes([ufrag])
 
     def transceivers(self) -> dict[str, Any]:
         """`GET /v1/transceivers`."""
@@ -250,51 +200,31 @@ class Agent:
 
     def routes(self, transceiver: str | None = None) -> dict[str, Any]:
         """`GET /v1/routes`, of one transceiver if its id is given."""
-        slots: dict[int, list[int]] = {}
-        for flow in self._flows.flows(now=self._clock()):
-            if flow.state is not types.State.CLOSING:
-                slots.setdefault(flow.route, []).append(flow.port)
-        return {
-            "routes": [
-                {"ufrag": ufrag, "transceiver": lease.id, "slots": slots.get(id, [])}
-                for lease in self._table.leases()
-                if transceiver in (None, lease.id)
-                for ufrag, id in lease.routes.items()
-            ]
-        }
+        routes = (
+            Routed(ufrag, route.id, lease.id, route.checks)
+            for lease in self._table.leases()
+            if transceiver in (None, lease.id)
+            for ufrag, route in lease.routes.items()
+        )
+        return {"routes": picture_of_routes(routes, slots=self._flows.slots_by_route())}
 
     def flows(self) -> dict[str, Any]:
-        """`GET /v1/flows`."""
-        ufrags = {id: u for lease in self._table.leases() for u, id in lease.routes.items()}
-        ids = {lease.index: lease.id for lease in self._table.leases()}
-        return {
-            "flows": [
-                {
-                    "port": flow.port,
-                    "state": flow.state.name.lower(),
-                    "client": f"{flow.client}:{flow.client_port}",
-                    "vip": _vip_text(self.config.vips, flow.vip),
-                    "ufrag": ufrags.get(flow.route),
-                    "transceiver": ids.get(flow.transceiver),
-                    "idle_s": round(flow.idle_s, 1),
-                    "validated": flow.proven,
-                    "to_transceiver": _rate(Rate(*flow.to_transceiver)),
-                    "to_client": _rate(Rate(*flow.to_client)),
-                }
-                for flow in self._flows.flows(now=self._clock())
-            ]
-        }
+        """`GET /v1/flows`: how many there are, and as many of them as are read in no time."""
+        flows = picture_of_flows(
+            self._flows.flows(now=self._clock(), limit=_FLOWS_SHOWN),
+            settings=self._maps.settings(),
+            ufrags={
+                route.id: ufrag
+                for lease in self._table.leases()
+                for ufrag, route in lease.routes.items()
+            },
+            transceivers=dict(self._maps.transceivers()),
+        )
+        return {"flows": flows, "count": self._flows.count()}
 
     def counters(self) -> dict[str, Any]:
         """`GET /v1/counters`."""
-        counters = self._maps.counters()
-        return {
-            "mode": {i.name: i.mode.name.lower() for i in self._interfaces},
-            "to_transceiver": _rate(counters.to_transceiver),
-            "to_client": _rate(counters.to_client),
-            "passed": _rate(counters.passed),
-            "dropped": counters.dropped,
-        }
+        return picture_of_counters(self._maps.counters(), self._interfaces)
 
     def not_ready(self) -> str | None:
         """Why the relay cannot do its work, or None if it can."""
@@ -303,21 +233,13 @@ class Agent:
                 return f"{interface.name} no longer carries the XDP program"
         return None
 
-    # What time and the network ask for.
+    # What time asks for.
 
     async def keep(self) -> None:
-        """Forever: end leases, close and free slots, follow the neighbours and the interfaces."""
+        """Forever: end leases, close and free slots."""
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_SWEEP_SECONDS):
-                    await self._neighbours_changed.wait()
             self.sweep()
-            changed = self._neighbours_changed.is_set()
-            self._neighbours_changed.clear()
-            for lease in self._table.leases():
-                if changed or not self._maps.transceiver(lease.index).resolved:
-                    await self._resolve(lease)
-            await self._look_at_interfaces()
+            await asyncio.sleep(_SWEEP_SECONDS)
 
     def sweep(self) -> None:
         """One round of everything that ends by time."""
@@ -325,54 +247,133 @@ class Agent:
         for lease in self._table.expire(now=now):
             self._end(lease, "lease ended")
         self._flows.sweep(self._table.route_ids(), now=now)
-        in_use = self._flows.transceivers()
-        for index in self._table.resting_indexes():
-            if index not in in_use:
-                self._table.release_index(index)
+        if resting := self._table.resting_indexes():
+            in_use = self._flows.transceivers()
+            for index in resting:
+                if index not in in_use:
+                    self._table.release_index(index)
 
-    async def watch_neighbours(self) -> None:
-        """Forever: wake `keep` when a MAC address changes."""
+    def _end(self, lease: Lease, why: str) -> None:
+        log.info("transceiver %s: %s; %d routes go", lease.id, why, len(lease.routes))
+        self._forget_routes(lease.routes)
+        self._maps.set_transceiver(lease.index, types.Transceiver())
+        self._ways.pop(lease.id, None)
+
+    def _forget_routes(self, ufrags: Iterable[str]) -> None:
+        """Take routes that the table holds no more out of the map, and close their flows."""
+        gone = [route for route in map(self._maps.remove_route, ufrags) if route is not None]
+        self._flows.close_routes(
+            [route.id for route in gone],
+            known=self._table.route_ids(),
+            among=[slot for route in gone for slot in route.slots],
+            now=self._clock(),
+        )
+
+    # What the network asks for.
+
+    async def watch(self) -> None:
+        """Forever: tell `follow` what changes in the network."""
         async with AsyncIPRoute() as netlink:
-            await netlink.bind(NEIGHBOUR_EVENTS)
+            await netlink.bind(EVENTS)
+            self._missed()  # whatever changed before
             while True:
                 try:
-                    async for _message in netlink.get():  # ends with each message
-                        self._neighbours_changed.set()
+                    async for message in netlink.get():  # ends with each message
+                        self._tell(message)
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
-                    self._neighbours_changed.set()  # some were lost, so anything may have changed
+                    self._missed()
+
+    def _tell(self, message: Any) -> None:
+        if message["event"] in ("RTM_NEWLINK", "RTM_DELLINK"):
+            self._told_of_links.add(message["index"])
+        else:
+            self._told_of_neighbours.add(neighbour_of(message))
+        self._told.set()
+
+    def _missed(self) -> None:
+        self._missed_some = True
+        self._told.set()
+
+    async def follow(self) -> None:
+        """Forever: keep the maps' next hops and interfaces as the kernel's are."""
+        look_at = self._clock()
+        while True:
+            if self._missed_some or self._clock() >= look_at:
+                self._missed_some = False
+                look_at = self._clock() + _LOOK_SECONDS
+                await self.look()
+            links, self._told_of_links = self._told_of_links, set()
+            neighbours, self._told_of_neighbours = self._told_of_neighbours, set()
+            changed = [ifindex for ifindex in links if await self._look_at_link(ifindex)]
+            self._follow_interfaces()
+            for lease in self._table.leases():
+                found = self._ways.get(lease.id)
+                if changed or found is None or not found.hop or found.neighbour in neighbours:
+                    await self._resolve(lease)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_RETRY_SECONDS):
+                    await self._told.wait()
+            self._told.clear()
+
+    async def look(self) -> None:
+        """Read all links, and what is known of ways over them is known no more."""
+        async with self._netlink_turn:
+            self._links.replace([message async for message in await self._netlink.get_links()])
+        self._ways.clear()
+
+    async def _look_at_link(self, ifindex: int) -> bool:
+        before = self._links.get(ifindex)
+        async with self._netlink_turn:
+            try:
+                (message,) = await self._netlink.link("get", index=ifindex)
+            except NetlinkError as error:
+                log.debug("link %d is gone: %s", ifindex, error)
+                self._links.forget(ifindex)
+            else:
+                self._links.take(message)
+        return before != self._links.get(ifindex)
+
+    def _follow_interfaces(self) -> None:
+        found = [self._as_it_is(interface) for interface in self._interfaces]
+        if found != self._interfaces:
+            log.warning(
+                "interfaces are now: %s",
+                ", ".join(f"{i.name} {i.mode.name.lower()}, MTU {i.mtu}" for i in found),
+            )
+            self._interfaces = found
+            self._maps.set_interfaces(found)
+
+    def _as_it_is(self, interface: Interface) -> Interface:
+        link = self._links.named(interface.name)
+        carrier = (interface.ifindex, interface.vlan)
+        if link is None or self._links.carrier(link.ifindex) != carrier:
+            return replace(interface, mode=types.Mode.DETACHED)
+        below = self._links.get(interface.ifindex)
+        assert below is not None
+        return replace(interface, mode=below.mode, mtu=link.mtu)
 
     async def _resolve(self, lease: Lease) -> None:
         async with self._netlink_turn:
-            hop = await next_hop(self._netlink, lease.address)
+            found = await way(self._netlink, self._links, lease.address)
         entry = self._maps.transceiver(lease.index)
-        # The last next hop stands while the kernel knows none: better than none at all. The entry
-        # may have come to another transceiver, or to none, while the kernel was asked.
-        if hop is None or bytes(entry.address) != bytes(types.packed_address(lease.address)):
+        # The entry may have come to another transceiver, or to none, while the kernel was asked.
+        if bytes(entry.address) != bytes(types.packed_address(lease.address)):
             return
-        if entry.resolved and (entry.ifindex, bytes(entry.mac), bytes(entry.source_mac)) == (
-            hop.ifindex,
-            hop.mac,
-            hop.source_mac,
-        ):
+        if found is None:
+            self._ways.pop(lease.id, None)
             return
-        ctypes.memmove(entry.mac, hop.mac, 6)
-        ctypes.memmove(entry.source_mac, hop.source_mac, 6)
-        entry.ifindex, entry.resolved = hop.ifindex, 1
+        self._ways[lease.id] = found
+        # The last next hop stands while the kernel knows none: better than none at all.
+        if found.hop is None:
+            return
+        hop = _packed(found.hop)
+        if entry.resolved and bytes(entry.hop) == bytes(hop):
+            return
+        entry.hop, entry.resolved = hop, 1
         self._maps.set_transceiver(lease.index, entry)
-        log.info("transceiver %s is at %s", lease.id, hop.mac.hex(":"))
-
-    async def _look_at_interfaces(self) -> None:
-        modes = await asyncio.to_thread(_modes, [i.ifindex for i in self._interfaces])
-        changed = [
-            Interface(name=i.name, ifindex=i.ifindex, inside=i.inside, mode=mode)
-            for i, mode in zip(self._interfaces, modes, strict=True)
-        ]
-        if changed != self._interfaces:
-            log.warning("XDP on interfaces is now: %s", {i.name: i.mode.name for i in changed})
-            self._interfaces = changed
-            self._maps.set_interfaces(changed)
+        log.info("transceiver %s is at %s", lease.id, found.hop)
 
     def _write(self, lease: Lease) -> None:
         entry = types.Transceiver(
@@ -381,19 +382,21 @@ class Agent:
         ctypes.memmove(entry.id, lease.id.encode(), len(lease.id))
         self._maps.set_transceiver(lease.index, entry)
 
-    def _end(self, lease: Lease, why: str) -> None:
-        log.info("transceiver %s: %s; %d routes go", lease.id, why, len(lease.routes))
-        for ufrag in lease.routes:
-            self._maps.remove_route(ufrag)
-        self._flows.close_routes(
-            lease.routes.values(), known=self._table.route_ids(), now=self._clock()
-        )
-        self._maps.set_transceiver(lease.index, types.Transceiver())
+    def _address(self, text: str) -> str:
+        try:
+            address = host_address(text)
+        except ValueError as error:
+            raise Refused(400, f"the address {text[:45]!r} {error}") from None
+        if why := self.config.why_not_transceiver(address):
+            raise Refused(400, f"the address {address} {why}")
+        return str(address)
 
 
-def _modes(ifindexes: list[int]) -> list[types.Mode]:
-    with IPRoute() as netlink:
-        return [datapath.attached_mode(netlink, ifindex) for ifindex in ifindexes]
+def _packed(hop: NextHop) -> types.NextHop:
+    packed = types.NextHop(ifindex=hop.ifindex, vlan=hop.vlan, mtu=hop.mtu)
+    ctypes.memmove(packed.mac, hop.mac, len(hop.mac))
+    ctypes.memmove(packed.source_mac, hop.source_mac, len(hop.source_mac))
+    return packed
 
 
 def _typed(body: dict[str, Any], name: str, kind: type[Any]) -> Any:
@@ -401,21 +404,3 @@ def _typed(body: dict[str, Any], name: str, kind: type[Any]) -> Any:
     if type(value) is not kind:
         raise TypeError(f"{name} must be {'a number' if kind is int else 'text'}")
     return value
-
-
-def _unicast(text: str) -> str:
-    try:
-        address = ipaddress.IPv4Address(text)
-    except ipaddress.AddressValueError:
-        raise Refused(400, "address is not an IPv4 address") from None
-    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_reserved:
-        raise Refused(400, f"no transceiver can have the address {address}")
-    return str(address)
-
-
-def _rate(rate: Rate) -> dict[str, int]:
-    return {"packets": rate.packets, "bytes": rate.bytes}
-
-
-def _vip_text(vips: tuple[Vip, ...], index: int) -> str | None:
-    return f"{vips[index].address}:{vips[index].port}" if index < len(vips) else None

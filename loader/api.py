@@ -90,8 +90,15 @@ async def _put_route(request: web.Request) -> web.Response:
     transceiver = body.get("transceiver")
     if not isinstance(transceiver, str):
         raise Refused(400, "transceiver is missing")
-    request.app[_AGENT].add_route(ufrag, transceiver=transceiver, instance=_instance(request))
-    return web.json_response({"ufrag": ufrag, "transceiver": transceiver}, status=201)
+    checks = body.get("checks", True)
+    if not isinstance(checks, bool):
+        raise Refused(400, "checks must be true or false")
+    request.app[_AGENT].add_route(
+        ufrag, transceiver=transceiver, instance=_instance(request), checks=checks
+    )
+    return web.json_response(
+        {"ufrag": ufrag, "transceiver": transceiver, "checks": checks}, status=201
+    )
 
 
 async def _delete_route(request: web.Request) -> web.Response:

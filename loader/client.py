@@ -98,13 +98,19 @@ class AgentClient:
         """End the lease; the transceiver's routes go with it."""
         await self._call("DELETE", f"/v1/transceivers/{_segment(id)}", instance=instance)
 
-    async def add_route(self, ufrag: str, *, transceiver: str, instance: str) -> None:
-        """Route *ufrag*; when this returns, the relay steers by it. Repeating does no harm."""
+    async def add_route(
+        self, ufrag: str, *, transceiver: str, instance: str, checks: bool = True
+    ) -> None:
+        """Route *ufrag*; when this returns, the relay steers by it. Repeating does no harm.
+
+        *checks*: whether the transceiver makes ICE checks of its own. If it does not, no client
+        can prove by an answer that it is there, and the relay asks for none.
+        """
         await self._call(
             "PUT",
             f"/v1/routes/{_segment(ufrag)}",
             instance=instance,
-            body={"transceiver": transceiver},
+            body={"transceiver": transceiver, "checks": checks},
         )
 
     async def remove_route(self, ufrag: str, *, instance: str) -> None:

@@ -13,8 +13,9 @@ from aiohttp import web
 from pyroute2 import AsyncIPRoute
 
 from loader import datapath
-from loader.agent import Agent, AgentConfig
+from loader.agent import Agent
 from loader.api import application
+from loader.config import AgentConfig
 from loader.errors import ShuntError
 from loader.maps import DEFAULT_PINS, Maps, versioned
 
@@ -33,7 +34,7 @@ def run(config: AgentConfig) -> None:
     datapath.mount_bpffs()
     versioned(config.pins).mkdir(parents=True, exist_ok=True)
     with _owned(config.pins):
-        program = datapath.load(config.pins)
+        program = datapath.load(config.pins, len(config.inside_entries))
         log.info("program %s (id %d) is loaded", program.tag, program.id)
         with Maps(config.pins, writable=True) as maps:
             asyncio.run(_serve(config, maps))
@@ -62,6 +63,7 @@ async def _serve(config: AgentConfig, maps: Maps) -> None:
         log.info("%s: %s mode%s", attachment.interface, attachment.mode.name.lower(), why)
     async with AsyncIPRoute() as netlink:
         agent = Agent(config, maps, netlink)
+        await agent.look()
         agent.configure(attachments)
         agent.adopt()
         await _serve_agent(agent)
@@ -89,7 +91,9 @@ async def _serve_agent(agent: Agent) -> None:
     log.info("ready: API at %s", config.socket)
     try:
         async with asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(agent.keep()), tasks.create_task(agent.watch_neighbours())]
+            work = [
+                tasks.create_task(each) for each in (agent.keep(), agent.follow(), agent.watch())
+            ]
             await stop.wait()
             for task in work:
                 task.cancel()

@@ -18,9 +18,11 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from loader import bpf
-from loader.compile import PROGRAM
+from loader.compile import PARTS, PROGRAM
 from loader.errors import ShuntError
-from loader.maps import versioned
+from loader.links import Link, link_of, mode_of
+from loader.maps import check_sizes, versioned
+from loader.sizes import sizes
 from loader.types import Mode
 
 __all__ = ["Attachment", "attach", "attached_mode", "load", "mount_bpffs", "unload"]
@@ -43,12 +45,18 @@ _NATIVE_FAILURES = {
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """How an interface carries the program, and if not natively, why not."""
+    """How an interface carries the program, and if not natively, why not.
+
+    The program sits below VLANs: for an 802.1Q interface *ifindex* is its parent's, and *vlan*
+    the VLAN's number; else that is 0. *mtu*: bytes of the interface's own IP packets.
+    """
 
     interface: str
     ifindex: int
     mode: Mode
     why: str = ""
+    vlan: int = 0
+    mtu: int = 0
 
 
 def mount_bpffs() -> None:
@@ -66,14 +74,20 @@ def mount_bpffs() -> None:
         )
 
 
-def load(pins: Path) -> bpf.ProgramInfo:
-    """Compile the program for this kernel and pin it; pinned maps keep what they hold.
+def load(pins: Path, inside: int = 1) -> bpf.ProgramInfo:
+    """Compile the program for this kernel, with maps for so many *inside* addresses, and pin it;
+    pinned maps keep what they hold.
 
-    Raises ShuntError with the compiler's or the verifier's last words.
+    Raises ShuntError with the compiler's or the verifier's last words, and if maps for another
+    number of inside addresses are pinned.
     """
     mount_bpffs()
+    try:
+        check_sizes(pins, sizes(inside))
+    except PermissionError:
+        raise ShuntError(*_explain("Operation not permitted")) from None
     compiled = subprocess.run(
-        [sys.executable, "-m", "loader.compile", str(pins)],
+        [sys.executable, "-m", "loader.compile", str(pins), str(inside)],
         capture_output=True,
         text=True,
         timeout=_COMPILE_LIMIT,
@@ -108,26 +122,68 @@ def attach(pins: Path, interfaces: list[str]) -> list[Attachment]:
     ShuntError if an interface is missing, carries somebody else's program, or takes none.
     """
     descriptor = bpf.pinned(versioned(pins) / PROGRAM)
+    carriers: dict[int, tuple[Mode, str]] = {}  # the parent of several VLANs is attached once
     done: list[Attachment] = []
     try:
         with IPRoute() as netlink, ExitStack() as undo:
             for name in interfaces:
-                ifindex = _ifindex(netlink, name)
-                bare = _check_bare_or_ours(netlink, name, ifindex)
-                attachment = _attach(netlink, descriptor, name, ifindex)
-                if bare:
-                    undo.callback(_detach, netlink, attachment)
-                done.append(attachment)
+                carrier = _carrier(netlink, name)
+                if carrier.ifindex not in carriers:
+                    bare = _check_bare_or_ours(netlink, carrier)
+                    mode, why = carriers[carrier.ifindex] = _attach(netlink, descriptor, carrier)
+                    if bare:
+                        undo.callback(_detach, netlink, carrier.ifindex, mode)
+                mode, why = carriers[carrier.ifindex]
+                done.append(Attachment(name, carrier.ifindex, mode, why, carrier.vlan, carrier.mtu))
             undo.pop_all()
+            _forget_parts(netlink, pins, keep=bpf.program_info(descriptor).id)
     finally:
         os.close(descriptor)
     return done
 
 
-def _attach(netlink: IPRoute, descriptor: int, name: str, ifindex: int) -> Attachment:
+@dataclass(frozen=True, slots=True)
+class _Carrier:
+    """Where the program goes for a configured interface: *name* and *ifindex* of itself or its
+    parent; *vlan* and *mtu* of the configured one."""
+
+    name: str
+    ifindex: int
+    vlan: int
+    mtu: int
+
+
+def _carrier(netlink: IPRoute, name: str) -> _Carrier:
+    link = _link(netlink, name)
+    if link.vlan == 0:
+        return _Carrier(name, link.ifindex, 0, link.mtu)
+    if link.vlan is None:
+        raise ShuntError(
+            f"the relay cannot use the VLAN interface {name}",
+            "It knows 802.1Q tags (0x8100) only, on an interface of this network namespace.",
+        )
+    below = link_of(netlink.get_links(link.below)[0])
+    if below.vlan != 0:
+        raise ShuntError(
+            f"{name} is a VLAN inside the VLAN {below.name}",
+            "The relay knows packets with one tag only.",
+        )
+    return _Carrier(below.name, below.ifindex, link.vlan, link.mtu)
+
+
+def _forget_parts(netlink: IPRoute, pins: Path, *, keep: int) -> None:
+    """Remove the pins of parts whose program no interface carries any more."""
+    used = {keep} | {_xdp_of(link)[1] for link in netlink.get_links()}
+    for entry in versioned(pins).glob(f"{PARTS}*"):
+        if int(entry.name.removeprefix(PARTS)) not in used:
+            entry.unlink()
+
+
+def _attach(netlink: IPRoute, descriptor: int, carrier: _Carrier) -> tuple[Mode, str]:
+    name, ifindex = carrier.name, carrier.ifindex
     try:
         _set_program(netlink, ifindex, descriptor, Mode.NATIVE)
-        return Attachment(name, ifindex, Mode.NATIVE)
+        return Mode.NATIVE, ""
     except NetlinkError as native:
         why = _NATIVE_FAILURES.get(native.code, str(native))
     try:
@@ -137,17 +193,17 @@ def _attach(netlink: IPRoute, descriptor: int, name: str, ifindex: int) -> Attac
             f"{name} takes no XDP program: natively: {why}; generic: {generic}",
             "Use another interface, or a kernel with XDP.",
         ) from None
-    return Attachment(name, ifindex, Mode.GENERIC, why)
+    return Mode.GENERIC, why
 
 
-def _detach(netlink: IPRoute, attachment: Attachment) -> None:
+def _detach(netlink: IPRoute, ifindex: int, mode: Mode) -> None:
     with suppress(NetlinkError):  # an interface that is gone carries nothing
-        _set_program(netlink, attachment.ifindex, -1, attachment.mode)
+        _set_program(netlink, ifindex, -1, mode)
 
 
-def _check_bare_or_ours(netlink: IPRoute, name: str, ifindex: int) -> bool:
+def _check_bare_or_ours(netlink: IPRoute, carrier: _Carrier) -> bool:
     """Whether the interface is bare. Raises ShuntError if it is somebody else's."""
-    _mode, id = _attached(netlink, ifindex)
+    _mode, id = _attached(netlink, carrier.ifindex)
     if not id:
         return True
     descriptor = bpf.program_by_id(id)
@@ -157,8 +213,8 @@ def _check_bare_or_ours(netlink: IPRoute, name: str, ifindex: int) -> bool:
         os.close(descriptor)
     if found.name != "shunt":
         raise ShuntError(
-            f"{name} already carries another XDP program: {found.name} (id {id})",
-            f"Take it off first: `ip link set dev {name} xdp off`.",
+            f"{carrier.name} already carries another XDP program: {found.name} (id {id})",
+            f"Take it off first: `ip link set dev {carrier.name} xdp off`.",
         )
     return False
 
@@ -169,11 +225,11 @@ def _set_program(netlink: IPRoute, ifindex: int, descriptor: int, mode: Mode) ->
     netlink.link("set", index=ifindex, xdp={"attrs": attributes})
 
 
-def _ifindex(netlink: IPRoute, name: str) -> int:
+def _link(netlink: IPRoute, name: str) -> Link:
     found: list[int] = netlink.link_lookup(ifname=name)
     if not found:
         raise ShuntError(f"there is no interface {name} here", "`ip link` lists what there is.")
-    return found[0]
+    return link_of(netlink.get_links(found[0])[0])
 
 
 def _attached(netlink: IPRoute, ifindex: int) -> tuple[Mode, int]:
@@ -182,11 +238,7 @@ def _attached(netlink: IPRoute, ifindex: int) -> tuple[Mode, int]:
 
 def _xdp_of(link: Any) -> tuple[Mode, int]:
     xdp = link.get_attr("IFLA_XDP")
-    if xdp is None:
-        return Mode.DETACHED, 0
-    modes = {"xdp": Mode.NATIVE, "xdpgeneric": Mode.GENERIC, "xdpoffload": Mode.OFFLOADED}
-    attached = xdp.get_attr("IFLA_XDP_ATTACHED")
-    return modes.get(attached, Mode.DETACHED), xdp.get_attr("IFLA_XDP_PROG_ID") or 0
+    return mode_of(link), (xdp and xdp.get_attr("IFLA_XDP_PROG_ID")) or 0
 
 
 def attached_mode(netlink: IPRoute, ifindex: int) -> Mode:

@@ -1,21 +1,25 @@
 """The agent's half of a slot's life: it closes flows, lets their ports rest, and frees them.
 
-The program's half is `bpf/flow.h`. Works on the mapped flow table, all of it at once.
+The program's half is `bpf/slot.h`. Works on the mapped flow table, all of it at once: there
+may be a million slots, so that nothing here goes through them one by one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from loader.maps import Maps
-from loader.types import PORTS, TICK, Client4, State, text_address
+from loader.types import PORT_BITS, PORTS, TICK, TRANSCEIVERS, State, text_address
 
 __all__ = ["IDLE_SECONDS", "REST_SECONDS", "Flow", "FlowTable", "ticks"]
 
 IDLE_SECONDS = 30.0  # without a packet from the client: consent is gone (RFC 7675)
 REST_SECONDS = 10.0  # of a closed slot's port
+
+Indexes = npt.NDArray[np.intp]
 
 
 def ticks(now: float) -> int:
@@ -25,8 +29,11 @@ def ticks(now: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A slot in use, as people see it. *idle_s*: since the client's last packet."""
+    """A slot in use, as people see it. *slot* is its index: *inside*, the index of the inside
+    address, above the *port*. *idle_s*: since the client's last packet."""
 
+    slot: int
+    inside: int
     port: int
     state: State
     client: str
@@ -41,139 +48,197 @@ class Flow:
 
 
 class FlowTable:
-    """All slots, over the maps. New ones are opened only at the configured ports; those that an
-    earlier agent's configuration left at others are closed and freed as any."""
+    """All slots, over the maps. New ones are opened only at the configured ports of the configured
+    inside addresses; those that an earlier agent's configuration left at others are closed and
+    freed as any."""
 
     def __init__(self, maps: Maps) -> None:
         self._maps = maps
         settings = maps.settings()
         self._ports = range(settings.first_port, settings.last_port + 1)
-        self._slots = maps.slots
-        self._forward = self._slots["to_transceiver"]
-        # Answers to these ports are the kernel's now, so the flow goes one way only.
-        self._astray = np.ones(PORTS, dtype=bool)
-        self._astray[settings.first_port : settings.last_port + 1] = False
+        self._inside = sum(1 for entry in settings.inside if entry.used)
+        self._forward: npt.NDArray[Any] = maps.slots["to_transceiver"]
+        self._back: npt.NDArray[Any] = maps.slots["to_client"]
 
     def rebuild_free(self) -> int:
-        """Fill the queue of free ports with just the ports that are free; how many those are.
+        """Let just those slots be opened that are free; how many those are.
 
-        For an agent's start: an earlier one may have died between freeing a slot and queueing its
-        port, or have had other ports. A packet that took a port from the queue just before it
-        was drained has opened its slot long before the states are read.
+        For an agent's start: an earlier one may have died between freeing a slot and saying so,
+        or have had other ports. The addresses take turns, so that all are used alike.
         """
-        while self._maps.take_free() is not None:
-            pass
-        free = [port for port in self._ports if self._forward["state"][port] == State.FREE]
-        for port in free:
-            self._maps.free(port)
-        return len(free)
+        self._maps.forget_free()
+        free = (self._forward["state"] == State.FREE).reshape(-1, PORTS)
+        ports, inside = np.nonzero(free[: self._inside, self._ports.start : self._ports.stop].T)
+        self._maps.free_slots((inside << PORT_BITS) + ports + self._ports.start)
+        return len(ports)
 
     def highest_route(self) -> int:
         """The highest route id that any slot names."""
         return int(max(self._forward["route"].max(), self._forward["next_route"].max()))
 
-    def close_routes(self, routes: Iterable[int], *, known: Iterable[int], now: float) -> int:
+    def close_routes(
+        self,
+        routes: Iterable[int],
+        *,
+        known: Collection[int],
+        now: float,
+        among: Iterable[int] | None = None,
+    ) -> int:
         """Close the flows of these ended routes (by id) at once; how many.
 
         A flow whose other route is among those *known* goes on with that: a stranger who had a
-        request sent in a client's name does not end the client's flow by hanging up.
+        request sent in a client's name does not end the client's flow by hanging up. With
+        *among*, only these slots are looked at: those that a route's entry in the map names.
         """
-        mine = self._live() & np.isin(self._forward["route"], list(routes))
-        other = np.isin(self._forward["next_route"], list(known))
-        for port in np.flatnonzero(mine & other):
-            self._forward["route"][port] = self._forward["next_route"][port]
-            self._forward["next_route"][port] = 0
-        return self._close(mine & ~other, now)
+        mine = self._live() if among is None else self._live_of(among)
+        mine = mine[_are_among(routes, self._forward["route"][mine])]
+        other = self._forward["next_route"][mine]
+        goes_on = np.zeros(len(mine), dtype=bool)
+        if other.any():
+            goes_on = _are_among(known, other)
+        self._forward["route"][mine[goes_on]] = other[goes_on]
+        self._forward["next_route"][mine[goes_on]] = 0
+        return self._close(mine[~goes_on], now)
 
     def close_all(self, *, now: float) -> int:
         """Close every flow; how many."""
         return self._close(self._live(), now)
 
-    def sweep(self, known_routes: Iterable[int], *, now: float) -> int:
-        """Close flows that are idle, whose route is gone, or whose port is no longer an inside
-        port; free ports that have rested. How many flows were closed."""
+    def close_addresses(
+        self, *, vips: Collection[int], entries: Collection[int], now: float
+    ) -> int:
+        """Close the flows of these VIPs and inside addresses (by index); how many."""
         live = self._live()
+        ends = np.isin(self._forward["vip"][live], list(vips))
+        ends |= np.isin(live >> PORT_BITS, list(entries))
+        return self._close(live[ends], now)
+
+    def sweep(self, known_routes: Collection[int], *, now: float) -> int:
+        """Close flows that are idle, whose route is gone, or whose port is no longer an inside
+        port; free slots that have rested. How many flows were closed."""
         moment = ticks(now)
-        known = np.fromiter(known_routes, dtype=np.uint32)
-        idle = _elapsed(moment, self._forward["seen"]) >= int(IDLE_SECONDS / TICK)
-        orphan = ~np.isin(self._forward["route"], known) & ~np.isin(
-            self._forward["next_route"], known
-        )
-        closed = self._close(live & (idle | orphan | self._astray), now)
-        rested = (self._forward["state"] == State.CLOSING) & (
-            _elapsed(moment, self._forward["since"]) >= int(REST_SECONDS / TICK)
-        )
-        for port in np.flatnonzero(rested):
-            self._free(int(port))
+        state = self._states()
+        resting = np.flatnonzero(state == State.CLOSING)
+        live = _live_in(state)
+        idle = _elapsed(moment, self._forward["seen"][live]) >= int(IDLE_SECONDS / TICK)
+        orphan = ~_are_among(known_routes, self._forward["route"][live])
+        if orphan.any():
+            orphan[orphan] = ~_are_among(known_routes, self._forward["next_route"][live[orphan]])
+        closed = self._close(live[idle | orphan | ~self._is_inside(live)], now)
+        rested = _elapsed(moment, self._forward["since"][resting]) >= int(REST_SECONDS / TICK)
+        self._free(resting[rested])
         return closed
 
     def transceivers(self) -> set[int]:
         """Indexes of the transceivers that slots refer to."""
-        used = self._forward["state"] != State.FREE
-        return {int(index) for index in np.unique(self._forward["transceiver"][used])}
+        used = np.flatnonzero(self._states() != State.FREE)
+        counts = np.bincount(self._forward["transceiver"][used], minlength=TRANSCEIVERS)
+        return set(np.flatnonzero(counts).tolist())
 
-    def flows(self, *, now: float) -> list[Flow]:
-        """All slots in use, by port."""
+    def slots_by_route(self) -> dict[int, list[int]]:
+        """The slots of each route's living flows, by route id."""
+        live = self._live()
+        routes = self._forward["route"][live]
+        order = np.argsort(routes, kind="stable")
+        routes, slots = routes[order], live[order].tolist()
+        starts = np.flatnonzero(np.diff(routes, prepend=routes[:1] + np.uint32(1)))
+        ends = np.append(starts, len(slots))[1:].tolist()
+        return {
+            id: slots[start:end]
+            for id, start, end in zip(routes[starts].tolist(), starts.tolist(), ends, strict=True)
+        }
+
+    def count(self) -> int:
+        """How many slots are in use."""
+        return int(np.count_nonzero(self._states()))
+
+    def flows(self, *, now: float, limit: int | None = None) -> list[Flow]:
+        """All slots in use, by index; the first *limit* of them."""
+        moment = ticks(now)
+        used = np.flatnonzero(self._states() != State.FREE)[:limit]
         return [
-            self._flow(int(port), now)
-            for port in np.flatnonzero(self._forward["state"] != State.FREE)
+            _flow(index, slot, moment)
+            for index, slot in zip(used.tolist(), self._maps.slots[used], strict=True)
         ]
 
-    def _live(self) -> Any:
+    def _states(self) -> npt.NDArray[np.uint8]:
         # To be asked before anything else of a slot: the program writes the state last, so that
         # what is read after it is of the same flow.
-        state = self._forward["state"]
-        return (state == State.PENDING) | (state == State.ESTABLISHED)
+        return self._forward["state"].copy()
 
-    def _close(self, which: Any, now: float) -> int:
-        ports = np.flatnonzero(which)
-        for port in ports:
-            # The client's entry first: whoever dies in between leaves a flow that is swept, not
-            # an entry that leads to a port with a new life.
-            self._forget(int(port))
-            self._forward["since"][port] = ticks(now)
-            self._set_state(int(port), State.CLOSING)
-        return len(ports)
+    def _live(self) -> Indexes:
+        return _live_in(self._states())
 
-    def _free(self, port: int) -> None:
-        # The program closes slots too, and leaves these entries to us.
-        self._forget(port)
-        self._set_state(port, State.FREE)
-        if port in self._ports:
-            self._maps.free(port)
+    def _live_of(self, slots: Iterable[int]) -> Indexes:
+        some = np.array(sorted(set(slots)), dtype=np.intp)
+        return some[_live_in(self._forward["state"][some])]
 
-    def _forget(self, port: int) -> None:
-        back = self._slots["to_client"][port]
-        client = Client4(
-            address=int.from_bytes(bytes(back["client"])[12:], "big"),
-            port=int(back["client_port"]),
-            vip=int(back["vip"]),
+    def _is_inside(self, slots: Indexes) -> npt.NDArray[np.bool_]:
+        """Whether transceivers' packets to these slots still come to the program; if not, they
+        are the kernel's, so that the flow goes one way only."""
+        ports = slots % PORTS
+        within: npt.NDArray[np.bool_] = (
+            (slots < self._inside * PORTS)
+            & (ports >= self._ports.start)
+            & (ports < self._ports.stop)
         )
-        self._maps.forget_client(client, port=port)
-        self._maps.forget_checks(port)
+        return within
 
-    def _set_state(self, port: int, state: State) -> None:
-        self._slots["to_client"]["state"][port] = state
-        self._forward["state"][port] = state
+    def _close(self, slots: Indexes, now: float) -> int:
+        self._forward["since"][slots] = ticks(now)
+        self._set_state(slots, State.CLOSING)
+        return len(slots)
 
-    def _flow(self, port: int, now: float) -> Flow:
-        slot = self._slots[port]
-        there, back = slot["to_transceiver"], slot["to_client"]
-        return Flow(
-            port=port,
-            state=State(int(there["state"])),
-            client=text_address(bytes(back["client"])),
-            client_port=int(back["client_port"]),
-            vip=int(back["vip"]),
-            route=int(there["route"]),
-            transceiver=int(there["transceiver"]),
-            proven=bool(back["proven"]),
-            idle_s=max(0.0, _elapsed(ticks(now), int(there["seen"])) * TICK),
-            to_transceiver=(int(there["packets"]), int(there["bytes"])),
-            to_client=(int(back["packets"]), int(back["bytes"])),
-        )
+    def _free(self, slots: Indexes) -> None:
+        self._set_state(slots, State.FREE)
+        self._maps.free_slots(slots[self._is_inside(slots)])
+
+    def _set_state(self, slots: Indexes, state: State) -> None:
+        self._back["state"][slots] = state
+        self._forward["state"][slots] = state
 
 
-def _elapsed(moment: int, then: Any) -> Any:
+def _live_in(state: npt.NDArray[np.uint8]) -> Indexes:
+    return np.flatnonzero((state == State.PENDING) | (state == State.ESTABLISHED))
+
+
+def _are_among(routes: Iterable[int], ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+    """Of each id whether it is one of the routes'. `np.isin` sorts as soon as ids lie far apart,
+    which takes half a second for a million."""
+    some = np.sort(np.fromiter(routes, dtype=np.uint32))
+    if not len(some):
+        return np.zeros(len(ids), dtype=bool)
+    # A hash table without a second try, which finds nearly all, since ids are given in turn.
+    table = np.full(1 << len(some).bit_length(), some[0])
+    mask = np.uint32(len(table) - 1)
+    table[some & mask] = some
+    found: npt.NDArray[np.bool_] = table[ids & mask] == ids
+    misses = np.flatnonzero(~found)
+    places = np.searchsorted(some[:-1], ids[misses])
+    found[misses] = some[places] == ids[misses]
+    return found
+
+
+def _elapsed(moment: int, then: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
     """Ticks from *then* to *moment*, negative if *then* is a little later (another CPU's clock)."""
-    return (np.asarray(moment, dtype=np.int64) - then + 2**31) % 2**32 - 2**31
+    return (np.uint32(moment) - then).view(np.int32)
+
+
+def _flow(index: int, slot: Any, moment: int) -> Flow:
+    there, back = slot["to_transceiver"], slot["to_client"]
+    idle = _elapsed(moment, there["seen"].reshape(1))[0]
+    return Flow(
+        slot=index,
+        inside=index >> PORT_BITS,
+        port=index % PORTS,
+        state=State(int(there["state"])),
+        client=text_address(bytes(there["client"])),
+        client_port=int(there["client_port"]),
+        vip=int(there["vip"]),
+        route=int(there["route"]),
+        transceiver=int(there["transceiver"]),
+        proven=bool(back["proven"]),
+        idle_s=max(0.0, float(idle) * TICK),
+        to_transceiver=(int(there["packets"]), int(there["bytes"])),
+        to_client=(int(back["packets"]), int(back["bytes"])),
+    )

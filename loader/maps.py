@@ -6,11 +6,12 @@ Holds no state of its own and takes no decisions: those are `routes` and `flows`
 import ctypes
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,28 +19,76 @@ import numpy.typing as npt
 from loader import bpf, types
 from loader.errors import ShuntError
 from loader.reasons import REASONS
+from loader.sizes import Sizes, sizes
 
-__all__ = ["DEFAULT_PINS", "Counters", "Interface", "Maps", "Rate", "ufrag_key", "versioned"]
+__all__ = [
+    "DEFAULT_PINS",
+    "Counters",
+    "Interface",
+    "Maps",
+    "Rate",
+    "check_sizes",
+    "shapes",
+    "ufrag_key",
+    "versioned",
+]
 
 DEFAULT_PINS = Path("/sys/fs/bpf/shunt")
 
-_HASH, _ARRAY, _PERCPU_ARRAY, _QUEUE = 1, 2, 6, 22
+_HASH, _ARRAY, _PERCPU_ARRAY, _LRU_HASH = 1, 2, 6, 9
 _MMAPABLE = 1 << 10
+_ROUTE_SIZE, _UFRAG_SIZE = ctypes.sizeof(types.Route), ctypes.sizeof(types.Ufrag)
 
-_SHAPES = {
-    # name: (type, key size, value size, entries, flags)
-    "settings": (_ARRAY, 4, ctypes.sizeof(types.Settings), 1, 0),
-    "interfaces": (_ARRAY, 4, ctypes.sizeof(types.Interface), types.INTERFACES, 0),
-    "routes": (_HASH, ctypes.sizeof(types.Ufrag), ctypes.sizeof(types.Route), types.ROUTES, 0),
-    "transceivers": (_ARRAY, 4, ctypes.sizeof(types.Transceiver), types.TRANSCEIVERS, 0),
-    "flows4": (_HASH, ctypes.sizeof(types.Client4), 4, types.PORTS, 0),
-    "slots": (_ARRAY, 4, ctypes.sizeof(types.Slot), types.PORTS, _MMAPABLE),
-    "handshakes": (_ARRAY, 4, ctypes.sizeof(types.Handshake), types.PORTS, 0),
-    "checks": (_HASH, ctypes.sizeof(types.Transaction), 4, types.PORTS * types.CHECKS, 0),
-    "free_slots": (_QUEUE, 0, 4, types.PORTS, 0),
-    "drops": (_PERCPU_ARRAY, 4, 8, max(r.number for r in REASONS) + 1, 0),
-    "traffic": (_PERCPU_ARRAY, 4, ctypes.sizeof(types.Traffic), types.DIRECTIONS, 0),
-}
+
+class Shape(NamedTuple):
+    """What the kernel says of a map, as far as it is this version's to say. Sizes in bytes."""
+
+    type: int
+    key: int
+    value: int
+    entries: int
+    flags: int
+
+
+def shapes(sizes: Sizes) -> dict[str, Shape]:
+    """Every pinned map by name."""
+
+    def array(value: Any, entries: int, flags: int = 0) -> Shape:
+        return Shape(_ARRAY, 4, ctypes.sizeof(value), entries, flags)
+
+    def per_cpu(value: Any, entries: int) -> Shape:
+        return Shape(_PERCPU_ARRAY, 4, ctypes.sizeof(value), entries, 0)
+
+    word = ctypes.c_uint32
+    return {
+        "settings": array(types.Settings, 1),
+        "interfaces": array(types.Interface, types.INTERFACES),
+        "routes": Shape(_HASH, _UFRAG_SIZE, _ROUTE_SIZE, sizes.routes, 0),
+        "transceivers": array(types.Transceiver, types.TRANSCEIVERS, _MMAPABLE),
+        "flows": array(types.Bucket, sizes.buckets, _MMAPABLE),
+        "slots": array(types.Slot, sizes.slots, _MMAPABLE),
+        "handshakes": array(types.Handshake, sizes.slots, _MMAPABLE),
+        "checks": Shape(_LRU_HASH, ctypes.sizeof(types.Transaction), 4, sizes.checks, 0),
+        "free_ring": array(word, sizes.ring, _MMAPABLE),
+        "free_tail": array(word, 1, _MMAPABLE),
+        "free_head": array(types.FreeHead, 1),
+        "drops": per_cpu(ctypes.c_uint64, max(reason.number for reason in REASONS) + 1),
+        "traffic": per_cpu(types.Traffic, types.DIRECTIONS),
+    }
+
+
+def check_sizes(pins: Path, sizes: Sizes) -> None:
+    """Raises ShuntError if maps of other sizes are pinned below *pins*; none at all are fine."""
+    try:
+        with bpf.Map.open(versioned(pins) / "slots") as slots:
+            found = slots.info.max_entries
+    except FileNotFoundError:
+        return
+    if found != sizes.slots:
+        raise ShuntError(
+            f"the pinned relay has {found} slots, the configuration asks for {sizes.slots}",
+            "`shunt agent unload` first; calls end with that.",
+        )
 
 
 def versioned(pins: Path) -> Path:
@@ -67,12 +116,19 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """An interface of the relay; *inside*: transceivers' packets may come in by it."""
+    """An interface of the relay.
+
+    *ifindex* is the interface that carries the program: of a VLAN interface, its parent's, and
+    *vlan* the VLAN's number; else 0. *inside*: transceivers' packets may come in by it. *mtu*:
+    bytes of an IP packet, 0 if not known.
+    """
 
     name: str
     ifindex: int
     inside: bool
     mode: types.Mode
+    vlan: int = 0
+    mtu: int = 0
 
 
 def _u32(number: int) -> bytes:
@@ -89,46 +145,70 @@ def ufrag_key(ufrag: str) -> bytes:
     return bytes(key)
 
 
+_NAMES = tuple(shapes(sizes(1)))
+_READ_ONLY_PROGRAM = 1 << 7
+_WORD = np.dtype({"names": ["word"], "formats": ["<u4"], "offsets": [0], "itemsize": 8})
+"""An array's elements begin 8 bytes apart, whatever their size."""
+
+
+def _unknown_shape(path: Path) -> ShuntError:
+    return ShuntError(
+        f"the map {path} has a shape that this version does not know",
+        "Unload the relay it belongs to: `shunt agent unload`.",
+    )
+
+
 class Maps:
     """The pinned maps, opened and checked.
 
-    Raises ShuntError if there are none, or if they have another shape than this version's.
+    Their sizes are learned from the map `slots`. Raises ShuntError if there are none, or if they
+    have another shape than this version's.
     """
 
     def __init__(self, pins: Path = DEFAULT_PINS, *, writable: bool = False) -> None:
         folder = versioned(pins)
         self._maps: dict[str, bpf.Map] = {}
         try:
-            for name in _SHAPES:
-                self._maps[name] = bpf.Map.open(folder / name)
-        except FileNotFoundError:
+            self._open(folder)
+        except BaseException:
             self.close()
+            raise
+        self.slots = self._mapped("slots", np.dtype(types.Slot), writable=writable)
+        """The flow table, live, by index: fields as in `types.Slot`."""
+        self._transceivers = self._mapped(
+            "transceivers", np.dtype(types.Transceiver), writable=writable
+        )
+        self._free_ring = self._mapped("free_ring", _WORD, writable=writable)["word"]
+        self._free_tail = self._mapped("free_tail", _WORD, writable=writable)["word"]
+
+    def _open(self, folder: Path) -> None:
+        slots = 0
+        try:
+            for name in _NAMES:
+                self._maps[name] = bpf.Map.open(folder / name)
+            slots = self._maps["slots"].info.max_entries
+        except FileNotFoundError:
             raise ShuntError(
                 f"no relay is loaded: nothing is pinned at {folder}",
                 "Start one with `shunt agent run`, or `shunt lab up`.",
             ) from None
         except PermissionError:
-            self.close()
             raise ShuntError("the relay's maps are root's to read", "Use sudo.") from None
-        for name, shape in _SHAPES.items():
-            found = self._maps[name].info
-            if shape != (
-                found.type,
-                found.key_size,
-                found.value_size,
-                found.max_entries,
-                found.flags & ~0x80,
-            ):
-                self.close()
-                raise ShuntError(
-                    f"the map {folder / name} has a shape that this version does not know",
-                    "Unload the relay it belongs to: `shunt agent unload`.",
-                )
-        self._memory = self._maps["slots"].memory(writable=writable)
-        self.slots: npt.NDArray[Any] = np.frombuffer(
-            self._memory, dtype=np.dtype(types.Slot), count=types.PORTS
-        )
-        """The flow table, live, by port: fields as in `types.Slot`."""
+        try:
+            self.sizes = sizes(slots // types.PORTS)
+            """How many entries the maps have."""
+        except ShuntError:
+            raise _unknown_shape(folder / "slots") from None
+        for name, shape in shapes(self.sizes).items():
+            info = self._maps[name].info
+            flags = info.flags & ~_READ_ONLY_PROGRAM
+            if shape != (info.type, info.key_size, info.value_size, info.max_entries, flags):
+                raise _unknown_shape(folder / name)
+
+    def _mapped(self, name: str, kind: "np.dtype[Any]", *, writable: bool) -> npt.NDArray[Any]:
+        opened = self._maps[name]
+        memory = opened.memory(writable=writable)
+        return np.frombuffer(memory, dtype=kind, count=opened.info.max_entries)
 
     def close(self) -> None:
         for opened in self._maps.values():
@@ -153,19 +233,24 @@ class Maps:
         return types.Settings.from_buffer_copy(self._value("settings", 0))
 
     def configure(self, settings: types.Settings) -> None:
-        """Change the settings."""
-        self._maps["settings"].update(_u32(0), bytes(settings))
+        """Change the settings. A seed of zero stands for the one that is there, or, the first
+        time, for one drawn at random: with another, the program finds no flow again."""
+        before, after = self.settings(), types.Settings.from_buffer_copy(settings)
+        if not any(after.seed):
+            after.seed = before.seed
+        while not any(after.seed):
+            after.seed[:] = [secrets.randbits(64), secrets.randbits(64)]
+        after.tick, after.jiffies = before.tick, before.jiffies  # the program's, which may run
+        self._maps["settings"].update(_u32(0), bytes(after))
 
     def transceiver(self, index: int) -> types.Transceiver:
         """An entry, in use or not (port 0)."""
-        return types.Transceiver.from_buffer_copy(self._value("transceivers", index))
+        return types.Transceiver.from_buffer_copy(self._transceivers[index].tobytes())
 
     def transceivers(self) -> Iterator[tuple[int, types.Transceiver]]:
         """The entries in use."""
-        for index in range(types.TRANSCEIVERS):
-            entry = self.transceiver(index)
-            if entry.port:
-                yield index, entry
+        for index in np.flatnonzero(self._transceivers["port"]):
+            yield int(index), self.transceiver(int(index))
 
     def set_transceiver(self, index: int, entry: types.Transceiver) -> None:
         """Write an entry."""
@@ -185,6 +270,8 @@ class Maps:
                 ifindex=entry.ifindex,
                 inside=bool(entry.inside),
                 mode=types.Mode(entry.mode),
+                vlan=entry.vlan,
+                mtu=entry.mtu,
             )
             for entry in entries
             if entry.ifindex
@@ -199,6 +286,8 @@ class Maps:
                 entry.ifindex = interface.ifindex
                 entry.inside = interface.inside
                 entry.mode = interface.mode
+                entry.vlan = interface.vlan
+                entry.mtu = min(interface.mtu, 0xFFFF)
                 name = interface.name.encode()
                 ctypes.memmove(entry.name, name, len(name))
             self._maps["interfaces"].update(_u32(index), bytes(entry))
@@ -214,10 +303,11 @@ class Maps:
                 (types.Route.from_buffer_copy(value)),
             )
 
-    def add_route(self, ufrag: str, *, id: int, transceiver: int) -> None:
-        """Make a route; when this returns, packets find it. Raises FileExistsError, and
-        ShuntError if the map is full."""
-        route = types.Route(id=id, transceiver=transceiver)
+    def add_route(self, ufrag: str, *, id: int, transceiver: int, checks: bool = True) -> None:
+        """Make a route; when this returns, packets find it. *checks*: whether the transceiver
+        makes checks of its own. Raises FileExistsError, and ShuntError if the map is full."""
+        flags = 0 if checks else types.ROUTE_NO_CHECKS
+        route = types.Route(id=id, transceiver=transceiver, flags=flags)
         try:
             self._maps["routes"].update(ufrag_key(ufrag), bytes(route), flags=bpf.NOEXIST)
         except OSError as error:
@@ -225,39 +315,44 @@ class Maps:
                 raise
             raise ShuntError("the relay's route map is full", "Add another relay.") from None
 
-    def remove_route(self, ufrag: str) -> bool:
-        """Whether there was one."""
-        return self._maps["routes"].delete(ufrag_key(ufrag))
+    def remove_route(self, ufrag: str) -> types.Route | None:
+        """The route as it was last, or None if there was none."""
+        value = self._maps["routes"].take(ufrag_key(ufrag))
+        return None if value is None else types.Route.from_buffer_copy(value)
 
     # Slots.
 
-    def free(self, port: int) -> None:
-        """Let the port be used again."""
-        self._maps["free_slots"].push(_u32(port))
+    def free_slots(self, indexes: npt.ArrayLike) -> None:
+        """Let these slots, whose states are FREE, be opened again, in this order."""
+        indexes = np.asarray(indexes, dtype=np.uint32)
+        tail = int(self._free_tail[0])
+        self._free_ring[(tail + np.arange(len(indexes))) % self.sizes.ring] = indexes
+        self._free_tail[0] = (tail + len(indexes)) % 2**32
+
+    def forget_free(self) -> None:
+        """Leave no slot to be opened; what the program has taken, it has opened when this
+        returns."""
+        self._free_tail[0] = self._free_head()
+        bpf.wait_for_programs()
+        # Those that had seen the tail as it was before may have gone beyond it.
+        self._free_tail[0] = self._free_head()
+
+    def free(self, slot: int) -> None:
+        """Let one slot be opened again."""
+        self.free_slots([slot])
 
     def take_free(self) -> int | None:
-        """Take the port that has been free for longest, as the program does."""
-        value = self._maps["free_slots"].pop()
-        return None if value is None else int.from_bytes(value, "little")
+        """Take the slot that has been free for longest, as the program does; not while it runs."""
+        head = self._free_head()
+        if head == int(self._free_tail[0]):
+            return None
+        slot = int(self._free_ring[head % self.sizes.ring])
+        after = types.FreeHead(head=(head + 1) % 2**32)
+        self._maps["free_head"].update(_u32(0), bytes(after))
+        return slot
 
-    def flows4(self) -> Iterator[tuple[types.Client4, int]]:
-        """Established IPv4 flows: client, port."""
-        for key, value in self._maps["flows4"].items():
-            yield types.Client4.from_buffer_copy(key), int.from_bytes(value, "little")
-
-    def forget_client(self, client: types.Client4, *, port: int) -> None:
-        """Remove the client's established flow if it is still that port's."""
-        key = bytes(client)
-        if self._maps["flows4"].lookup(key) == _u32(port):
-            self._maps["flows4"].delete(key)
-
-    def forget_checks(self, port: int) -> None:
-        """Remove a slot's checks under way."""
-        handshake = types.Handshake.from_buffer_copy(self._value("handshakes", port))
-        for check in handshake.checks:
-            key = bytes(check)
-            if self._maps["checks"].lookup(key) == _u32(port):
-                self._maps["checks"].delete(key)
+    def _free_head(self) -> int:
+        return int(types.FreeHead.from_buffer_copy(self._value("free_head", 0)).head)
 
     # Counters.
 

@@ -6,71 +6,116 @@ The kernel resolves addresses; this asks it, and makes it ask the wire when it d
 import logging
 import socket
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTMGRP_NEIGH
+from pyroute2.netlink.rtnl import RTMGRP_LINK, RTMGRP_NEIGH
 
-__all__ = ["NEIGHBOUR_EVENTS", "NextHop", "next_hop"]
+from loader.links import Links
+
+__all__ = ["EVENTS", "Neighbour", "NextHop", "Way", "neighbour_of", "way"]
 
 log = logging.getLogger(__name__)
 
-NEIGHBOUR_EVENTS = RTMGRP_NEIGH
+EVENTS = RTMGRP_NEIGH | RTMGRP_LINK
+"""Groups of netlink events by which next hops change."""
+
 _NTF_USE = 1
 _RTN_UNICAST = 1
 _WELL_KNOWN = 0x02 | 0x40 | 0x80  # NUD_REACHABLE, NOARP, PERMANENT
 _VALID = _WELL_KNOWN | 0x04 | 0x08 | 0x10  # and STALE, DELAY, PROBE: a MAC that may be sent to
+_MAX_MTU = 0xFFFF  # what a map holds
 
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """The link layer's addresses for packets to a transceiver, 6 bytes each."""
+    """The link layer's side of the way to a transceiver.
+
+    MAC addresses of 6 bytes each; *ifindex* of the interface that the frame leaves by, with *vlan*
+    as its tag, or untagged if that is 0; *mtu*: bytes of an IP packet.
+    """
 
     ifindex: int
     mac: bytes
     source_mac: bytes
+    vlan: int = 0
+    mtu: int = 0
 
 
-async def next_hop(netlink: AsyncIPRoute, address: str) -> NextHop | None:
-    """The next hop towards *address*, or None while the kernel does not know it.
+class Neighbour(NamedTuple):
+    """Whom the kernel sends to on a link: the transceiver itself, or a gateway. *ifindex* is the
+    VLAN interface's own, if it is one."""
+
+    ifindex: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """The neighbour on the way to an address, and the next hop once the kernel knows its MAC."""
+
+    neighbour: Neighbour
+    hop: NextHop | None
+
+
+def neighbour_of(message: Any) -> Neighbour:
+    """Whom a neighbour event is about."""
+    return Neighbour(message["ifindex"], message.get_attr("NDA_DST"))
+
+
+async def way(netlink: AsyncIPRoute, links: Links, address: str) -> Way | None:
+    """The way to *address*, or None if the kernel has none that XDP could go.
 
     Each call makes the kernel check the neighbour if its knowledge is old, as a packet of its own
     would: relayed packets never pass through the kernel's tables.
     """
     try:
-        return await _ask(netlink, address)
+        return await _ask(netlink, links, address)
     except NetlinkError as error:
         # No route, a route that forbids, an interface that went down or away meanwhile.
-        log.debug("no next hop to %s: %s", address, error)
+        log.debug("no way to %s: %s", address, error)
         return None
 
 
-async def _ask(netlink: AsyncIPRoute, address: str) -> NextHop | None:
-    routes = await netlink.route("get", dst=address)
-    if routes[0]["type"] != _RTN_UNICAST:  # this host's own address, or a broadcast
+async def _ask(netlink: AsyncIPRoute, links: Links, address: str) -> Way | None:
+    (route, *_) = await netlink.route("get", dst=address)
+    if route["type"] != _RTN_UNICAST:  # this host's own address, or a broadcast
         return None
-    ifindex = routes[0].get_attr("RTA_OIF")
-    gateway = routes[0].get_attr("RTA_GATEWAY") or address
-    family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
-    source_mac = mac = None
-    known_well = False
-    async for link in await netlink.get_links(ifindex):
-        if link["index"] == ifindex:
-            source_mac = link.get_attr("IFLA_ADDRESS")
-    async for neighbour in await netlink.get_neighbours(family=family, ifindex=ifindex):
-        here = neighbour["ifindex"] == ifindex and neighbour.get_attr("NDA_DST") == gateway
-        if here and neighbour["state"] & _VALID:
-            mac = neighbour.get_attr("NDA_LLADDR")
-            known_well = bool(neighbour["state"] & _WELL_KNOWN)
+    neighbour = _neighbour(route, address)
+    mac = await _mac(netlink, neighbour)
+    link, carrier = links.get(neighbour.ifindex), links.carrier(neighbour.ifindex)
+    if link is None or carrier is None or not link.mac:
+        return None
+    if mac is None:
+        return Way(neighbour, None)
+    ifindex, vlan = carrier
+    mtu = min(_mtu_metric(route) or link.mtu, link.mtu, _MAX_MTU)
+    return Way(neighbour, NextHop(ifindex, mac, link.mac, vlan, mtu))
+
+
+def _neighbour(route: Any, address: str) -> Neighbour:
+    via = route.get_attr("RTA_VIA")  # the gateway of another family: IPv4 by way of IPv6
+    gateway = via["addr"] if via else route.get_attr("RTA_GATEWAY")
+    return Neighbour(route.get_attr("RTA_OIF"), gateway or address)
+
+
+def _mtu_metric(route: Any) -> int | None:
+    metrics = route.get_attr("RTA_METRICS")
+    return metrics.get_attr("RTAX_MTU") if metrics else None
+
+
+async def _mac(netlink: AsyncIPRoute, neighbour: Neighbour) -> bytes | None:
+    family = socket.AF_INET6 if ":" in neighbour.address else socket.AF_INET
+    which = {"dst": neighbour.address, "ifindex": neighbour.ifindex, "family": family}
+    state, mac = 0, None
+    try:
+        (entry, *_) = await netlink.neigh("get", **which)
+    except NetlinkError as error:
+        log.debug("%s is not known: %s", neighbour, error)
+    else:
+        state, mac = entry["state"], entry.get_attr("NDA_LLADDR")
     # Not more often than it must be: with NTF_USE the kernel forgets an entry that somebody fixed.
-    if not known_well:
-        await netlink.neigh(
-            "replace", dst=gateway, ifindex=ifindex, family=family, state=0, flags=_NTF_USE
-        )
-    if mac is None or source_mac is None:
-        return None
-    return NextHop(ifindex, _packed(mac), _packed(source_mac))
-
-
-def _packed(mac: str) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))
+    if not state & _WELL_KNOWN:
+        await netlink.neigh("replace", **which, state=0, flags=_NTF_USE)
+    return bytes.fromhex(mac.replace(":", "")) if mac and state & _VALID else None

@@ -1,13 +1,10 @@
 """The reasons for dropping a packet, read from `bpf/reasons.h`, where each is written once."""
 
-import re
 from dataclasses import dataclass
 
-from loader.source import BPF_FOLDER
+from loader.source import entries
 
 __all__ = ["REASONS", "Reason"]
-
-_ENTRY = re.compile(r'X\((\d+),[\s\\]*(\w+),[\s\\]*"([^"]+)"\)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +16,4 @@ class Reason:
     meaning: str
 
 
-REASONS: tuple[Reason, ...] = tuple(
-    Reason(int(number), name, meaning)
-    for number, name, meaning in _ENTRY.findall((BPF_FOLDER / "reasons.h").read_text())
-)
+REASONS: tuple[Reason, ...] = tuple(Reason(*entry) for entry in entries("reasons.h"))

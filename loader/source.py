@@ -9,11 +9,12 @@ import re
 import sysconfig
 from pathlib import Path
 
-__all__ = ["BPF_FOLDER", "compiler_flags", "entry_source", "kernel_source"]
+__all__ = ["BPF_FOLDER", "compiler_flags", "entries", "entry_source", "kernel_source", "parts"]
 
 BPF_FOLDER = Path(__file__).resolve().parent.parent / "bpf"
 
 _INCLUDE = re.compile(r'^#include "([a-z0-9_]+\.h)"$')
+_ENTRY = re.compile(r'X\((\d+),[\s\\]*(\w+),[\s\\]*"([^"]+)"\)')
 
 
 def entry_source() -> str:
@@ -33,6 +34,17 @@ def _lines(name: str, *, seen: set[str]) -> list[str]:
             lines += _lines(include[1], seen=seen)
         lines.append(f'#line {number + 1} "bpf/{name}"\n')
     return lines
+
+
+def entries(header: str) -> list[tuple[int, str, str]]:
+    """The list that a header holds as `X(number, name, "meaning")`, in its order."""
+    text = (BPF_FOLDER / header).read_text()
+    return [(int(number), name, meaning) for number, name, meaning in _ENTRY.findall(text)]
+
+
+def parts() -> dict[int, str]:
+    """The functions that the program calls by tail call, by their index in the map `parts`."""
+    return {number: f"shunt_{name}" for number, name, _meaning in entries("parts.h")}
 
 
 def kernel_source() -> Path:

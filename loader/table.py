@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 
 from loader.maps import ufrag_key
 
-__all__ = ["LEASE_SECONDS", "Lease", "Refused", "Registered", "RouteTable"]
+__all__ = [
+    "LEASE_SECONDS",
+    "Lease",
+    "Refused",
+    "Registered",
+    "Route",
+    "RouteTable",
+    "instance_number",
+]
 
 LEASE_SECONDS = 15.0
 MAX_ROUTES_PER_TRANSCEIVER = 8192
@@ -30,9 +38,17 @@ class Refused(Exception):
         self.why = why
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route: its *id*, never used twice, and whether its transceiver makes checks of its own."""
+
+    id: int
+    checks: bool = True
+
+
 @dataclass(slots=True)
 class Lease:
-    """A transceiver that is here until *expires*; its routes by ufrag, each with its id."""
+    """A transceiver that is here until *expires*; its routes by ufrag."""
 
     id: str
     index: int
@@ -42,12 +58,17 @@ class Lease:
     http: str
     capacity: int
     expires: float
-    routes: dict[str, int] = field(default_factory=dict)
+    routes: dict[str, Route] = field(default_factory=dict)
 
     @property
     def quota(self) -> int:
         """Routes it may hold: two a session, since an ICE restart has the old and the new."""
         return min(2 * self.capacity, MAX_ROUTES_PER_TRANSCEIVER)
+
+    @property
+    def route_ids(self) -> list[int]:
+        """The ids of its routes."""
+        return [route.id for route in self.routes.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +108,15 @@ class RouteTable:
 
     def route_ids(self) -> list[int]:
         """The ids of all routes."""
-        return [id for lease in self._leases.values() for id in lease.routes.values()]
+        return [id for lease in self._leases.values() for id in lease.route_ids]
 
     def adopt(self, lease: Lease, *, now: float) -> None:
         """Take over what the maps hold from an earlier agent; one lease's time to renew it."""
         lease.expires = now + LEASE_SECONDS
         self._leases[lease.id] = lease
-        for ufrag, id in lease.routes.items():
+        for ufrag, route in lease.routes.items():
             self._ufrags[ufrag] = lease
-            self._next_route = max(self._next_route, id + 1)
+            self._next_route = max(self._next_route, route.id + 1)
 
     def adopt_route_ids(self, highest: int) -> None:
         """Never give a new route an id at or below *highest*: a slot may still name it."""
@@ -162,8 +183,11 @@ class RouteTable:
         """Indexes of ended leases, which slots may still refer to."""
         return sorted(self._resting)
 
-    def add_route(self, ufrag: str, *, transceiver: str, instance: str) -> int | None:
-        """The id of a new route, or None if the transceiver holds it already. Raises Refused."""
+    def add_route(
+        self, ufrag: str, *, transceiver: str, instance: str, checks: bool = True
+    ) -> Route | None:
+        """The new route, or None if the transceiver holds it already. *checks*: whether the
+        transceiver makes checks of its own. Raises Refused."""
         lease = self._authorised(transceiver, instance)
         if not all(c.isascii() and (c.isalnum() or c in "+/") for c in ufrag):
             raise Refused(400, "a ufrag has only letters, digits, + and / (RFC 8839 5.4)")
@@ -173,19 +197,21 @@ class RouteTable:
             raise Refused(400, str(error)) from None
         owner = self._ufrags.get(ufrag)
         if owner is lease:
+            if lease.routes[ufrag].checks != checks:
+                raise Refused(409, f"the route {ufrag} was made otherwise: remove it first")
             return None
         if owner is not None:
             raise Refused(409, f"the ufrag {ufrag} is routed to another transceiver")
         if len(lease.routes) >= lease.quota:
             raise Refused(429, f"{transceiver} holds its quota of {lease.quota} routes")
-        id = self._next_route
+        route = Route(self._next_route, checks)
         self._next_route += 1
-        lease.routes[ufrag] = id
+        lease.routes[ufrag] = route
         self._ufrags[ufrag] = lease
-        return id
+        return route
 
-    def remove_route(self, ufrag: str, *, instance: str) -> int | None:
-        """The id of the route removed, or None if there was none. Raises Refused."""
+    def remove_route(self, ufrag: str, *, instance: str) -> Route | None:
+        """The route removed, or None if there was none. Raises Refused."""
         lease = self._ufrags.get(ufrag)
         if lease is None:
             return None

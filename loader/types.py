@@ -9,13 +9,15 @@ import ipaddress
 from enum import IntEnum
 
 __all__ = [
+    "BUCKET_ENTRIES",
     "CHECKS",
     "DIRECTIONS",
+    "INSIDE_ADDRESSES",
     "INTERFACES",
     "PIN_VERSION",
     "PORTS",
+    "PORT_BITS",
     "REQUESTS",
-    "ROUTES",
     "ROUTE_NO_CHECKS",
     "ROUTE_SLOTS",
     "TICK",
@@ -23,11 +25,15 @@ __all__ = [
     "UFRAG_LENGTH",
     "VIPS",
     "Address",
-    "Client4",
+    "Bucket",
     "Direction",
+    "FreeHead",
     "Handshake",
+    "Inside",
     "Interface",
+    "Link",
     "Mode",
+    "NextHop",
     "Route",
     "Settings",
     "Slot",
@@ -41,24 +47,27 @@ __all__ = [
     "text_address",
 ]
 
-PIN_VERSION = "v1"  # of the shape of the maps; part of the path they are pinned at
+PIN_VERSION = "v2"  # of the shape of the maps; part of the path they are pinned at
 
-PORTS = 65536
-ROUTES = 65536
+PORT_BITS = 16
+PORTS = 1 << PORT_BITS
+"""Slots for each inside address; those outside the configured range are never opened."""
+
 TRANSCEIVERS = 4096
-VIPS = 4
-INTERFACES = 8
+VIPS = 16
+INSIDE_ADDRESSES = 16
+INTERFACES = 16
 UFRAG_LENGTH = 32
 ROUTE_SLOTS = 8
 REQUESTS = 4
 CHECKS = 2
+BUCKET_ENTRIES = 7
 ROUTE_NO_CHECKS = 1
 TICK = 2**27 / 1e9
 """Seconds in one tick of the coarse time that slots hold."""
 
 Address = ctypes.c_uint8 * 16
 _Be16 = ctypes.c_uint16.__ctype_be__
-_Be32 = ctypes.c_uint32.__ctype_be__
 _u8, _u16, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 
 
@@ -92,21 +101,39 @@ class Mode(IntEnum):
 
 
 class Vip(ctypes.Structure):
-    _fields_ = [("address", Address), ("port", _Be16), ("unused", _u16)]
+    _fields_ = [("address", Address), ("port", _Be16), ("number", _u16), ("unused", _u32)]
+
+
+class Inside(ctypes.Structure):
+    _fields_ = [("ipv4", Address), ("ipv6", Address), ("first_slot", _u32), ("used", _u32)]
+
+
+class Link(ctypes.Structure):
+    _fields_ = [("ifindex", _u32), ("vlan", _u16), ("unused", _u16)]
 
 
 class Settings(ctypes.Structure):
     _fields_ = [
+        ("seed", _u64 * 2),
         ("vips", Vip * VIPS),
-        ("inside_address", Address),
+        ("inside", Inside * INSIDE_ADDRESSES),
+        ("inside_links", Link * INTERFACES),
         ("first_port", _u16),
         ("last_port", _u16),
-        ("inside_interfaces", _u32 * INTERFACES),
+        ("tick", _u32),
+        ("jiffies", _u64),
     ]
 
 
 class Interface(ctypes.Structure):
-    _fields_ = [("ifindex", _u32), ("inside", _u32), ("mode", _u32), ("name", _u8 * 16)]
+    _fields_ = [
+        ("ifindex", _u32),
+        ("vlan", _u16),
+        ("mtu", _u16),
+        ("inside", _u32),
+        ("mode", _u32),
+        ("name", _u8 * 16),
+    ]
 
 
 class Ufrag(ctypes.Structure):
@@ -124,55 +151,60 @@ class Route(ctypes.Structure):
     ]
 
 
+class NextHop(ctypes.Structure):
+    _fields_ = [
+        ("mac", _u8 * 6),
+        ("source_mac", _u8 * 6),
+        ("ifindex", _u32),
+        ("vlan", _u16),
+        ("mtu", _u16),
+    ]
+
+
 class Transceiver(ctypes.Structure):
     _fields_ = [
         ("address", Address),
         ("port", _Be16),
-        ("mac", _u8 * 6),
-        ("source_mac", _u8 * 6),
         ("resolved", _u16),
-        ("ifindex", _u32),
-        ("unused", _u32),
+        ("hop", NextHop),
         ("instance", _u64),
         ("id", _u8 * 64),
-        ("unused_tail", _u64 * 2),
+        ("unused", _u64 * 2),
     ]
-
-
-class Client4(ctypes.Structure):
-    _fields_ = [("address", _Be32), ("port", _Be16), ("vip", _u16)]
 
 
 class _ToTransceiver(ctypes.Structure):
     _fields_ = [
-        ("state", _u32),
-        ("transceiver", _u32),
+        ("client", Address),
+        ("client_port", _Be16),
+        ("vip", _u8),
+        ("state", _u8),
+        ("transceiver", _u16),
+        ("udp_delta", _u16),
+        ("ip_delta", _u16),
+        ("unused", _u16),
         ("route", _u32),
         ("next_route", _u32),
         ("seen", _u32),
         ("since", _u32),
-        ("ip_delta", _u16),
-        ("udp_delta", _u16),
-        ("unused", _u32),
+        ("unused_too", _u32),
         ("packets", _u64),
         ("bytes", _u64),
-        ("unused_tail", _u64 * 2),
     ]
 
 
 class _ToClient(ctypes.Structure):
     _fields_ = [
-        ("state", _u32),
-        ("transceiver", _u32),
         ("client", Address),
         ("client_port", _Be16),
         ("vip", _u8),
-        ("proven", _u8),
-        ("ip_delta", _u16),
+        ("state", _u8),
+        ("transceiver", _u16),
         ("udp_delta", _u16),
-        ("mac", _u8 * 6),
-        ("source_mac", _u8 * 6),
-        ("ifindex", _u32),
+        ("ip_delta", _u16),
+        ("proven", _u8),
+        ("unused", _u8),
+        ("hop", NextHop),
         ("packets", _u64),
         ("bytes", _u64),
     ]
@@ -188,11 +220,23 @@ class Transaction(ctypes.Structure):
 
 class Handshake(ctypes.Structure):
     _fields_ = [
+        ("lock", _u32),
+        ("generation", _u32),
         ("requests", Transaction * REQUESTS),
         ("checks", Transaction * CHECKS),
         ("next_request", _u32),
         ("next_check", _u32),
+        ("hop_request", Transaction),
+        ("hop", NextHop),
     ]
+
+
+class Bucket(ctypes.Structure):
+    _fields_ = [("lock", _u32), ("overflowed", _u32), ("entries", _u64 * BUCKET_ENTRIES)]
+
+
+class FreeHead(ctypes.Structure):
+    _fields_ = [("lock", _u32), ("head", _u32)]
 
 
 class Traffic(ctypes.Structure):

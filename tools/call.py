@@ -4,6 +4,7 @@ Takes any transceiver's URL; knows nothing of the lab or the relay.
 """
 
 import asyncio
+import ipaddress
 import re
 import statistics
 import time
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -30,12 +31,15 @@ from aiortc import (
 
 from loader.errors import ShuntError
 
-__all__ = ["CallReport", "place_call", "signaling_url"]
+__all__ = ["CallReport", "Family", "only_family", "place_call", "signaling_url"]
 
 RATE = 48000
 FRAME = RATE // 50  # samples in 20 ms, one Opus packet
 CALLS_PATH = "/v1/realtime/calls"
 CONNECT_S, FIRST_MEDIA_S, PING_EVERY_S = 10.0, 5.0, 0.1
+CANDIDATE = re.compile(r"a=candidate:\S+ \d+ \S+ \d+ (\S+) ")
+
+Family = Literal["ipv4", "ipv6", "any"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class CallReport:
     sent: int
     received: int
     datachannel_rtt_ms: float | None  # median; None if nothing came back
-    remote_candidate: str  # address:port of the pair in use
+    remote_candidate: str  # address:port of the pair in use, IPv6 in brackets
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -69,6 +73,26 @@ def signaling_url(url: str) -> str:
     return urljoin(url, CALLS_PATH) if parts.path in ("", "/") else url
 
 
+def only_family(sdp: str, family: Family) -> str:
+    """The description without the candidates of the other family (RFC 8839 5.1)."""
+    if family == "any":
+        return sdp
+    wanted = 6 if family == "ipv6" else 4
+    return "".join(
+        line
+        for line in sdp.splitlines(keepends=True)
+        if not (found := CANDIDATE.match(line)) or _version(found[1]) == wanted
+    )
+
+
+def _version(host: str) -> int | None:
+    """4 or 6; None for a name."""
+    try:
+        return ipaddress.ip_address(host).version
+    except ValueError:
+        return None
+
+
 async def place_call(
     url: str,
     *,
@@ -76,13 +100,16 @@ async def place_call(
     audio: Path | None = None,
     duration_s: float | None = None,
     save: Path | None = None,
+    family: Family = "any",
     during: Callable[[str], Awaitable[None]] | None = None,
 ) -> CallReport:
     """Call *url*, talk for *duration_s* seconds after the first media has come back, hang up.
 
     Says the file *audio*, or a tone; without a duration, the file's length and one second, or
-    five seconds. *during* is awaited with the server's ufrag while the call is up.
-    Raises ShuntError: refused, unauthorized, no connection or no media within a deadline.
+    five seconds. Media goes over *family* alone, or over what ICE finds best; signaling over what
+    the URL says. *during* is awaited with the server's ufrag while the call is up.
+    Raises ShuntError: refused, unauthorized, no connection or no media within a deadline, no
+    candidate of that family.
     """
     target = signaling_url(url)
     speech = _Speech(_read_audio(audio) if audio else None)
@@ -102,8 +129,16 @@ async def place_call(
             pc.on("track", ears.listen)
             await pc.setLocalDescription(await pc.createOffer())
             started = time.monotonic()
-            answer, location = await _offer(http, target, pc.localDescription.sdp)
-            await pc.setRemoteDescription(RTCSessionDescription(sdp=answer, type="answer"))
+            offer = only_family(pc.localDescription.sdp, family)
+            answer, location = await _offer(http, target, offer)
+            reachable = only_family(answer, family)
+            if family != "any" and "\na=candidate:" not in reachable:
+                name = {"ipv4": "IPv4", "ipv6": "IPv6"}[family]
+                raise ShuntError(
+                    f"{target} answers with no {name} candidate",
+                    "Its relay has no VIP of that family (`shunt agent run --vip`).",
+                )
+            await pc.setRemoteDescription(RTCSessionDescription(sdp=reachable, type="answer"))
             try:
                 await asyncio.wait_for(connected, CONNECT_S)
             except TimeoutError:
@@ -298,7 +333,10 @@ def _remote_candidate(pc: RTCPeerConnection) -> str:
     # aiortc has no public word for the pair in use.
     ice = pc.getSenders()[0].transport.transport._connection
     pair = ice._nominated.get(1)
-    return f"{pair.remote_addr[0]}:{pair.remote_addr[1]}" if pair else ""
+    if pair is None:
+        return ""
+    host, port = pair.remote_addr
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _read_audio(path: Path) -> np.ndarray:

@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     up = _command(lab, "up", _lab_up, "bring it up, or show it if it is up", root=True)
     up.add_argument("--transceivers", type=_size, default=2, metavar="N")
     up.add_argument("--host", action="store_true", help="the host joins, as a client")
+    up.add_argument("--ipv6-transceivers", action="store_true", help="their UDP sockets are IPv6")
     _output(up)
     _command(lab, "down", _lab_down, "take it down; repeatable", root=True)
     _output(_command(lab, "status", _lab_status, "is it up and healthy", root=True))
@@ -85,8 +86,21 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(agent, "run", _agent_run, "load, attach and serve, in the foreground", root=True)
     run.add_argument("--public", required=True, type=_names, metavar="IFACE[,…]")
     run.add_argument("--inside", required=True, type=_names, metavar="IFACE[,…]")
-    run.add_argument("--vip", required=True, type=_endpoint, action="append", metavar="ADDR:PORT")
-    run.add_argument("--inside-address", required=True, metavar="ADDR")
+    run.add_argument(
+        "--vip",
+        required=True,
+        type=_endpoint,
+        action="append",
+        metavar="ADDR:PORT",
+        help="repeatable; [IPV6]:PORT for IPv6",
+    )
+    run.add_argument(
+        "--inside-address",
+        required=True,
+        action="append",
+        metavar="ADDR",
+        help="repeatable; IPv4 and IPv6",
+    )
     run.add_argument("--inside-ports", type=_port_range, default=(10000, 32767), metavar="A-B")
     run.add_argument("--socket", default=AGENT_SOCKET, metavar="PATH")
     run.add_argument("--uid", type=int, action="append", default=[], help="may use the socket")
@@ -117,11 +131,23 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--interval", type=float, default=1.0, metavar="S")
     _output(top)
 
+    benches = _noun(nouns, "bench", "what the relay costs, against bare programs, in one run")
+    for name, text in (
+        ("dataplane", "nanoseconds a packet, by test runs"),
+        ("live", "packets a second over veth, with up to a million flows"),
+    ):
+        bench = _command(benches, name, _bench, text, root=True)
+        bench.set_defaults(bench=name)
+        bench.add_argument("--quick", action="store_true", help="shorter, with wider spread")
+        bench.add_argument("--check", action="store_true", help="hold it to bench-targets.toml")
+        _output(bench)
+
     call = _command(nouns, "call", _call, "place a call and measure it")
     call.add_argument("url", help="e.g. http://198.18.1.11:8080")
     call.add_argument("--key", help="bearer token; default SHUNT_API_KEY, or the lab's in the lab")
     call.add_argument("--audio", type=Path, metavar="FILE.wav", help="say this; default a tone")
     call.add_argument("--duration", type=float, metavar="S")
+    call.add_argument("--family", choices=["ipv4", "ipv6", "any"], default="any", help="of media")
     call.add_argument("--save", type=Path, metavar="OUT.wav", help="keep what comes back")
     _output(call)
     return parser
@@ -177,7 +203,11 @@ def _endpoint(text: str) -> tuple[str, int]:
     address, colon, port = text.rpartition(":")
     if not (address and colon and port.isdigit() and 0 < int(port) < 65536):
         raise argparse.ArgumentTypeError(f"must be ADDR:PORT, not {text}")
-    return address.strip("[]"), int(port)
+    if bracketed := address.startswith("[") and address.endswith("]"):
+        address = address[1:-1]
+    if bracketed != (":" in address):
+        raise argparse.ArgumentTypeError(f"must be ADDR:PORT or [IPV6]:PORT, not {text}")
+    return address, int(port)
 
 
 def _print_json(value: object) -> None:
@@ -200,7 +230,11 @@ def _test(arguments: argparse.Namespace) -> int:
 def _lab_up(arguments: argparse.Namespace) -> int:
     from tools import lab, tables
 
-    up = lab.up(transceivers=arguments.transceivers, host=arguments.host)
+    up = lab.up(
+        transceivers=arguments.transceivers,
+        host=arguments.host,
+        ipv6_transceivers=arguments.ipv6_transceivers,
+    )
     if arguments.output == "json":
         _print_json(up.to_json())
     else:
@@ -242,8 +276,8 @@ def _lab_exec(arguments: argparse.Namespace) -> int:
 
 
 def _agent_run(arguments: argparse.Namespace) -> int:
-    from loader.agent import AgentConfig
     from loader.client import Vip
+    from loader.config import AgentConfig
     from loader.daemon import run
 
     _log_to_stderr()
@@ -252,7 +286,7 @@ def _agent_run(arguments: argparse.Namespace) -> int:
             public=arguments.public,
             inside=arguments.inside,
             vips=tuple(Vip(address, port) for address, port in arguments.vip),
-            inside_address=arguments.inside_address,
+            inside_addresses=tuple(arguments.inside_address),
             socket=Path(arguments.socket),
             pins=Path(arguments.pins),
             first_port=arguments.inside_ports[0],
@@ -311,7 +345,7 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.what == "counters":
         tables.show_counters(answer)
     else:
-        tables.show_list(arguments.what, answer[arguments.what])
+        tables.show_list(arguments.what, answer[arguments.what], count=answer.get("count"))
     return 0
 
 
@@ -320,6 +354,17 @@ def _top(arguments: argparse.Namespace) -> int:
 
     return top.run(
         once=arguments.once, interval_s=arguments.interval, as_json=arguments.output == "json"
+    )
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from tools.bench.run import run
+
+    return run(
+        arguments.bench,
+        quick=arguments.quick,
+        check=arguments.check,
+        as_json=arguments.output == "json",
     )
 
 
@@ -334,6 +379,7 @@ def _call(arguments: argparse.Namespace) -> int:
             audio=arguments.audio,
             duration_s=arguments.duration,
             save=arguments.save,
+            family=arguments.family,
         )
     )
     if arguments.output == "json":

@@ -1,6 +1,7 @@
 """`shunt demo`: the lab, one measured call to each transceiver, then a page to try by hand."""
 
 import asyncio
+import ipaddress
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from tools.pinned import route_count, vip_ports
 from tools.processes import ROOT
 from tools.tables import grid
 
-__all__ = ["proved", "run", "udp_ports", "worth"]
+__all__ = ["proc_address", "proved", "run", "udp_ports", "worth"]
 
 CALL_S = 3.0
 ROUTES_GO_S = 10.0
@@ -132,14 +133,19 @@ def udp_ports(table: str, addresses: Iterable[str]) -> set[int]:
     return ports
 
 
+def proc_address(address: str) -> str:
+    """As /proc/net prints it: each four bytes as a number of the machine's byte order."""
+    packed = ipaddress.ip_address(address).packed
+    words = (packed[at : at + 4] for at in range(0, len(packed), 4))
+    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
+
+
 def _public_sockets(lab: Lab) -> Any:
-    # The kernel prints the address as a number of the machine's byte order.
-    octets = bytes(int(part) for part in lab.vip[0].split("."))
-    address = f"{int.from_bytes(octets, sys.byteorder):08X}"
+    addresses = [proc_address(lab.vip[0]), proc_address(lab.vip6[0])]
 
     def read() -> set[int]:
         tables = [Path(f"/proc/thread-self/net/{name}") for name in ("udp", "udp6")]
-        return set().union(*(udp_ports(t.read_text(), [address]) for t in tables if t.exists()))
+        return set().union(*(udp_ports(t.read_text(), addresses) for t in tables))
 
     return read
 

@@ -36,24 +36,26 @@ READY_S = (
 )
 
 
-def up(*, transceivers: int = 2, host: bool = False) -> Lab:
+def up(*, transceivers: int = 2, host: bool = False, ipv6_transceivers: bool = False) -> Lab:
     """Bring the lab up, or return the one that is up if it is healthy and the same.
 
+    With *ipv6_transceivers* their UDP sockets are IPv6's; clients have both families either way.
     Raises ShuntError, with everything taken down again, if a step fails.
     """
     wanted_key = os.environ.get("SHUNT_API_KEY")
+    wanted = tuple(_transceiver(n, ipv6=ipv6_transceivers) for n in range(1, transceivers + 1))
     with _locked():
         found = current()
         if (
             found
-            and (len(found.transceivers), found.host) == (transceivers, host)
+            and (found.transceivers, found.host) == (wanted, host)
             and wanted_key in (None, "", found.api_key)
             and _healthy(found)
         ):
             return found
         _take_down()
         lab = Lab(
-            transceivers=tuple(_transceiver(n) for n in range(1, transceivers + 1)),
+            transceivers=wanted,
             api_key=wanted_key or secrets.token_urlsafe(24),
             host=host,
         )
@@ -108,13 +110,14 @@ def namespace_of(name: str) -> str:
     return full
 
 
-def _transceiver(number: int) -> LabTransceiver:
+def _transceiver(number: int, *, ipv6: bool) -> LabTransceiver:
     address = topology.transceiver_address(number)
+    media = f"[{topology.transceiver_address6(number)}]" if ipv6 else address
     return LabTransceiver(
         id=f"x{number}",
         namespace=f"shunt-x{number}",
         http=f"http://{address}:{topology.HTTP_PORT}",
-        udp=f"{address}:{UDP_PORT}",
+        udp=f"{media}:{UDP_PORT}",
     )
 
 
@@ -144,17 +147,18 @@ def _start(lab: Lab) -> Lab:
     environment = {name: v for name, v in os.environ.items() if name != "SHUNT_API_KEY"}
     environment["PYTHONUNBUFFERED"] = "1"
     shunt = [sys.executable, "-m", "tools"]
-    address, port = lab.vip
-    relay = {
-        "--public": "public",
-        "--inside": "inside",
-        "--vip": f"{address}:{port}",
-        "--inside-address": topology.INSIDE_ADDRESS,
-        "--socket": lab.agent_socket,
-    }
+    relay = [
+        ("--public", "public"),
+        ("--inside", "inside"),
+        ("--vip", f"{lab.vip[0]}:{lab.vip[1]}"),
+        ("--vip", f"[{lab.vip6[0]}]:{lab.vip6[1]}"),
+        ("--inside-address", topology.INSIDE_ADDRESS),
+        ("--inside-address", topology.INSIDE_ADDRESS6),
+        ("--socket", lab.agent_socket),
+    ]
     agent = spawn(
         "agent",
-        [*shunt, "agent", "run", *chain.from_iterable(relay.items())],
+        [*shunt, "agent", "run", *chain.from_iterable(relay)],
         namespace=topology.RELAY,
         log=LOGS / "agent.log",
         environment=environment,

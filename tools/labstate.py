@@ -30,7 +30,7 @@ class LabTransceiver:
     id: str
     namespace: str
     http: str
-    udp: str
+    udp: str  # of the one socket; IPv6 in brackets
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,12 @@ class Lab:
     relay_namespace: str = topology.RELAY
     agent_socket: str = str(AGENT_SOCKET)
     vip: tuple[str, int] = (topology.VIP_ADDRESS, VIP_PORT)
+    vip6: tuple[str, int] = (topology.VIP_ADDRESS6, VIP_PORT)
 
     def to_json(self) -> dict[str, Any]:
-        """DESIGN's object. The lab has no IPv6 yet, and says so."""
+        """DESIGN's object."""
         return {
-            "vip": {"ipv4": self.vip[0], "ipv6": None, "port": self.vip[1]},
+            "vip": {"ipv4": self.vip[0], "ipv6": self.vip6[0], "port": self.vip[1]},
             "client_namespace": self.client_namespace,
             "transceivers": [asdict(transceiver) for transceiver in self.transceivers],
             "api_key": self.api_key,

@@ -1,55 +1,50 @@
 """The relay as its pinned maps show it, in the shapes of the agent's API; it needs no agent."""
 
 import time
+from pathlib import Path
 
-from loader.flows import Flow, FlowTable
-from loader.maps import Counters, Maps, Rate
-from loader.types import State, Transceiver, text_address
+from loader.flows import FlowTable
+from loader.maps import DEFAULT_PINS, Maps
+from loader.picture import Routed, picture_of_counters, picture_of_flows, picture_of_routes
+from loader.types import ROUTE_NO_CHECKS
 from tools.rates import Snapshot
 
 __all__ = ["look", "route_count", "vip_ports"]
 
+_FLOWS_SHOWN = 10_000  # a tenth of a second's work; of more than that, nobody reads the list
 
-def look() -> Snapshot:
-    """One picture. Raises ShuntError if no relay is loaded, or one of another version."""
-    with Maps() as maps:
+
+def look(pins: Path = DEFAULT_PINS) -> Snapshot:
+    """One picture; of very many flows, only those of the lowest slots. Raises ShuntError if no
+    relay is loaded, or one of another version."""
+    with Maps(pins) as maps:
         now = time.monotonic()
-        ids = {index: _id(entry) for index, entry in maps.transceivers()}
-        vips = [f"{text_address(bytes(vip.address))}:{vip.port}" for vip in maps.settings().vips]
-        flows = FlowTable(maps).flows(now=now)
+        transceivers = dict(maps.transceivers())
+        ids = {i: bytes(each.id).rstrip(b"\0").decode() for i, each in transceivers.items()}
+        table = FlowTable(maps)
         routes = list(maps.routes())
-        ufrags = {route.id: ufrag for ufrag, route in routes}
         return Snapshot(
             at=now,
-            routes=[
-                {
-                    "ufrag": ufrag,
-                    "transceiver": ids.get(route.transceiver),
-                    "slots": [
-                        flow.port
-                        for flow in flows
-                        if flow.route == route.id and flow.state != State.CLOSING
-                    ],
-                }
-                for ufrag, route in routes
-            ],
-            flows=[
-                {
-                    "port": flow.port,
-                    "state": flow.state.name.lower(),
-                    "client": _endpoint(flow),
-                    "vip": vips[flow.vip],
-                    "ufrag": ufrags.get(flow.route),
-                    "transceiver": ids.get(flow.transceiver),
-                    "idle_s": round(flow.idle_s, 1),
-                    "validated": flow.proven,
-                    "to_transceiver": _traffic(Rate(*flow.to_transceiver)),
-                    "to_client": _traffic(Rate(*flow.to_client)),
-                }
-                for flow in flows
-            ],
-            counters=_counters(maps.counters())
-            | {"mode": {each.name: each.mode.name.lower() for each in maps.interfaces()}},
+            routes=picture_of_routes(
+                (
+                    Routed(
+                        ufrag,
+                        route.id,
+                        ids.get(route.transceiver),
+                        not route.flags & ROUTE_NO_CHECKS,
+                    )
+                    for ufrag, route in routes
+                ),
+                slots=table.slots_by_route(),
+            ),
+            flows=picture_of_flows(
+                table.flows(now=now, limit=_FLOWS_SHOWN),
+                settings=maps.settings(),
+                ufrags={route.id: ufrag for ufrag, route in routes},
+                transceivers=transceivers,
+            ),
+            flow_count=table.count(),
+            counters=picture_of_counters(maps.counters(), maps.interfaces()),
         )
 
 
@@ -63,25 +58,3 @@ def vip_ports() -> set[int]:
     """UDP ports on which the program takes clients' packets."""
     with Maps() as maps:
         return {int(vip.port) for vip in maps.settings().vips if vip.port}
-
-
-def _id(entry: Transceiver) -> str:
-    return bytes(entry.id).rstrip(b"\0").decode()
-
-
-def _endpoint(flow: Flow) -> str:
-    host = f"[{flow.client}]" if ":" in flow.client else flow.client
-    return f"{host}:{flow.client_port}"
-
-
-def _traffic(rate: Rate) -> dict[str, int]:
-    return {"packets": rate.packets, "bytes": rate.bytes}
-
-
-def _counters(counters: Counters) -> dict[str, object]:
-    return {
-        "to_transceiver": _traffic(counters.to_transceiver),
-        "to_client": _traffic(counters.to_client),
-        "passed": _traffic(counters.passed),
-        "dropped": counters.dropped,
-    }

@@ -16,6 +16,7 @@ class Snapshot:
     at: float  # seconds, monotonic
     routes: list[dict[str, Any]]
     flows: list[dict[str, Any]]
+    flow_count: int  # of all, if `flows` are only some
     counters: dict[str, Any]
 
 
@@ -23,7 +24,7 @@ class Snapshot:
 class Rates:
     """Packets a second."""
 
-    flows: dict[int, dict[str, float]]  # by port, then by direction
+    flows: dict[int, dict[str, float]]  # by slot, then by direction
     traffic: dict[str, float]  # by direction, and "passed"
     dropped: dict[str, float]  # by reason
 
@@ -39,7 +40,7 @@ def rates(before: Snapshot, after: Snapshot) -> Rates:
     earlier = {_identity(flow): flow for flow in before.flows}
     return Rates(
         flows={
-            flow["port"]: {
+            flow["slot"]: {
                 way: speed(
                     flow[way]["packets"],
                     earlier[_identity(flow)][way]["packets"] if _identity(flow) in earlier else 0,
@@ -61,4 +62,4 @@ def rates(before: Snapshot, after: Snapshot) -> Rates:
 
 def _identity(flow: Mapping[str, Any]) -> tuple[Any, ...]:
     # Not its ufrag: a flow outlives its route, closing, and may take another at an ICE restart.
-    return flow["port"], flow["client"]
+    return flow["slot"], flow["client"]

@@ -25,7 +25,7 @@ COLUMNS = {
     "routes": ("ufrag", "transceiver", "slots"),
     "transceivers": ("id", "address", "port", "http", "capacity"),
     "flows": (
-        *("port", "state", "client", "ufrag", "transceiver"),
+        *("inside", "state", "client", "ufrag", "transceiver"),
         *("to_transceiver", "to_client", "idle_s"),
     ),
 }
@@ -50,10 +50,12 @@ def grid(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -
     return table
 
 
-def show_list(what: str, entries: list[Mapping[str, Any]]) -> None:
+def show_list(what: str, entries: list[Mapping[str, Any]], *, count: int | None = None) -> None:
+    """*count*: how many there are, if these are only some."""
     columns = COLUMNS[what]
     rows = [[entry.get(column, "") for column in columns] for entry in entries]
-    Console().print(grid(what, columns, rows) if rows else f"no {what}")
+    title = what if count in (None, len(rows)) else f"{what}: {len(rows)} of {count}"
+    Console().print(grid(title, columns, rows) if rows else f"no {what}")
 
 
 def show_counters(counters: Mapping[str, Any]) -> None:
@@ -72,12 +74,15 @@ def show_counters(counters: Mapping[str, Any]) -> None:
 def show_lab(lab: Lab) -> None:
     console = Console()
     rows: list[tuple[str, ...]] = [
-        ("client", lab.client_namespace, "198.18.0.10"),
-        ("relay", lab.relay_namespace, f"VIP {lab.vip[0]}:{lab.vip[1]} (UDP)"),
+        ("client", lab.client_namespace, "198.18.0.10, 2001:db8:18::10"),
+        (
+            *("relay", lab.relay_namespace),
+            f"VIPs {lab.vip[0]}:{lab.vip[1]}, [{lab.vip6[0]}]:{lab.vip6[1]} (UDP)",
+        ),
         *((t.id, t.namespace, f"{t.http}, UDP {t.udp}") for t in lab.transceivers),
     ]
     if lab.host:
-        rows.append(("host", "", "198.18.0.9"))
+        rows.append(("host", "", "198.18.0.9, 2001:db8:18::9"))
     console.print(grid("lab", ("place", "namespace", "address"), rows))
     first = lab.transceivers[0].http
     console.print(f"API key: {lab.api_key}\nTry: shunt lab exec client ./shunt call {first}")

@@ -59,7 +59,7 @@ def picture(now: Snapshot, speeds: Rates, *, rows: int | None) -> RenderableType
     modes = ", ".join(f"{name} ({mode})" for name, mode in counters["mode"].items())
     head = Text.assemble(
         ("shunt", "bold"),
-        f"   XDP on {modes or 'no interface'}   {len(now.routes)} routes   {len(now.flows)} flows",
+        f"   XDP on {modes or 'no interface'}   {len(now.routes)} routes   {now.flow_count} flows",
     )
     traffic = grid(
         "traffic",
@@ -79,23 +79,23 @@ def picture(now: Snapshot, speeds: Rates, *, rows: int | None) -> RenderableType
         if reasons
         else Text("no drops")
     )
-    busiest = sorted(now.flows, key=lambda flow: -sum(speeds.flows[flow["port"]].values()))
+    busiest = sorted(now.flows, key=lambda flow: -sum(speeds.flows[flow["slot"]].values()))
     waiting = [route for route in now.routes if not route["slots"]]
     if rows is not None:
         room = max(1, rows - 20 - len(reasons))
         busiest, waiting = busiest[:room], waiting[: max(1, room - len(busiest))]
     flows = grid(
         "flows",
-        ("port", "state", "client", "ufrag", "to", "in/s", "out/s", "idle s"),
+        ("inside", "state", "client", "ufrag", "to", "in/s", "out/s", "idle s"),
         (
             (
-                flow["port"],
+                flow["inside"],
                 flow["state"],
                 flow["client"],
                 flow["ufrag"],
                 flow["transceiver"],
-                speeds.flows[flow["port"]]["to_transceiver"],
-                speeds.flows[flow["port"]]["to_client"],
+                speeds.flows[flow["slot"]]["to_transceiver"],
+                speeds.flows[flow["slot"]]["to_client"],
                 float(flow["idle_s"]),
             )
             for flow in busiest
@@ -115,7 +115,7 @@ def _as_json(now: Snapshot, speeds: Rates) -> dict[str, Any]:
     return {
         "interfaces": counters.pop("mode"),
         "routes": now.routes,
-        "flows": [flow | {"packets_per_s": speeds.flows[flow["port"]]} for flow in now.flows],
+        "flows": [flow | {"packets_per_s": speeds.flows[flow["slot"]]} for flow in now.flows],
         **counters,
         "packets_per_s": {"traffic": speeds.traffic, "dropped": speeds.dropped},
     }

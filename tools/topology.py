@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 from typing import Any
 
 from pyroute2 import IPRoute, netns
@@ -24,9 +25,11 @@ __all__ = [
     "HOST_INTERFACE",
     "HTTP_PORT",
     "INSIDE_ADDRESS",
+    "INSIDE_ADDRESS6",
     "MAX_TRANSCEIVERS",
     "RELAY",
     "VIP_ADDRESS",
+    "VIP_ADDRESS6",
     "Cable",
     "cables",
     "down",
@@ -34,21 +37,25 @@ __all__ = [
     "overlapping",
     "present",
     "transceiver_address",
+    "transceiver_address6",
     "up",
 ]
 
 CLIENT, RELAY, SWITCH = "shunt-client", "shunt-relay", "shunt-switch"
 HOST_INTERFACE = "shunt-host"
 VIP_ADDRESS, INSIDE_ADDRESS = "198.18.0.1", "198.18.1.1"
-PUBLIC_NET, INSIDE_NET = "198.18.0.0/24", "198.18.1.0/24"
-LAB_RANGE = "198.18.0.0/15"
+VIP_ADDRESS6, INSIDE_ADDRESS6 = "2001:db8:18::1", "2001:db8:118::1"
+INSIDE_NET, INSIDE_NET6 = "198.18.1.0/24", "2001:db8:118::/64"
+LAB_RANGES = ("198.18.0.0/15", "2001:db8:18::/64", "2001:db8:118::/64")
+SHORTEST_PREFIX = {4: 8, 6: 16}  # a route for more than that is a default route, or a part of one
+IFA_F_NODAD = 0x02
 HTTP_PORT = 8080
 MAX_TRANSCEIVERS = 200
 
 # Stateless on purpose: the lab then needs no connection tracking, and a transceiver's UDP can
 # reach a client, or the other way round, only through XDP.
 FIREWALL = f"""
-table ip shunt {{
+table inet shunt {{
     chain forward {{
         type filter hook forward priority filter; policy drop;
         iifname "public" oifname "inside" tcp dport {HTTP_PORT} counter accept
@@ -61,35 +68,46 @@ table ip shunt {{
 
 @dataclass(frozen=True, slots=True)
 class Cable:
-    """A veth pair from a place to a switch, with the place's address and its one route."""
+    """A veth pair from a place to a switch, with the place's addresses and its routes."""
 
     namespace: str | None  # None: the host itself
     interface: str
     bridge: str  # "public" or "inside"
     port: str  # the pair's other end, a port of the bridge
-    address: str
-    route: tuple[str, str] | None = None  # destination, gateway
+    addresses: tuple[str, str]  # IPv4 and IPv6
+    routes: tuple[tuple[str, str], ...] = ()  # destination, gateway
 
 
 def transceiver_address(number: int) -> str:
-    """Inside address of transceiver x*number*, from 1."""
+    """Inside IPv4 address of transceiver x*number*, from 1."""
     return f"198.18.1.{10 + number}"
+
+
+def transceiver_address6(number: int) -> str:
+    """Inside IPv6 address of transceiver x*number*, from 1; it reads as the IPv4 one does."""
+    return f"2001:db8:118::{10 + number}"
 
 
 def cables(*, transceivers: int, host: bool) -> list[Cable]:
     """The whole lab as a list; what `up` lays and the tests compare with DESIGN's table."""
-    to_inside = (INSIDE_NET, VIP_ADDRESS)
+    to_inside = ((INSIDE_NET, VIP_ADDRESS), (INSIDE_NET6, VIP_ADDRESS6))
+    to_anywhere = (("0.0.0.0/0", INSIDE_ADDRESS), ("::/0", INSIDE_ADDRESS6))
+    relay_public = (f"{VIP_ADDRESS}/24", f"{VIP_ADDRESS6}/64")
+    relay_inside = (f"{INSIDE_ADDRESS}/24", f"{INSIDE_ADDRESS6}/64")
+    client = ("198.18.0.10/24", "2001:db8:18::10/64")
     plan = [
-        Cable(RELAY, "public", "public", "relay-public", f"{VIP_ADDRESS}/24"),
-        Cable(RELAY, "inside", "inside", "relay-inside", f"{INSIDE_ADDRESS}/24"),
-        Cable(CLIENT, "eth0", "public", "client", "198.18.0.10/24", to_inside),
+        Cable(RELAY, "public", "public", "relay-public", relay_public),
+        Cable(RELAY, "inside", "inside", "relay-inside", relay_inside),
+        Cable(CLIENT, "eth0", "public", "client", client, to_inside),
     ]
     for number in range(1, transceivers + 1):
-        address = f"{transceiver_address(number)}/24"
-        route = ("0.0.0.0/0", INSIDE_ADDRESS)
-        plan.append(Cable(f"shunt-x{number}", "eth0", "inside", f"x{number}", address, route))
+        addresses = (f"{transceiver_address(number)}/24", f"{transceiver_address6(number)}/64")
+        plan.append(
+            Cable(f"shunt-x{number}", "eth0", "inside", f"x{number}", addresses, to_anywhere)
+        )
     if host:
-        plan.append(Cable(None, HOST_INTERFACE, "public", "host", "198.18.0.9/24", to_inside))
+        joined = ("198.18.0.9/24", "2001:db8:18::9/64")
+        plan.append(Cable(None, HOST_INTERFACE, "public", "host", joined, to_inside))
     return plan
 
 
@@ -114,14 +132,14 @@ def overlapping(routes: Iterable[tuple[str, str]]) -> list[str]:
     Default routes, and the halves and quarters that VPNs use as such, are no conflict: ours
     are more specific and take nothing from them but the lab's own range.
     """
-    lab = ipaddress.ip_network(LAB_RANGE)
+    lab = [ipaddress.ip_network(taken) for taken in LAB_RANGES]
     return [
         f"{destination} dev {interface}"
         for destination, interface in routes
         if interface != HOST_INTERFACE
-        and (network := ipaddress.ip_network(destination)).version == 4
-        and network.prefixlen >= 8
-        and network.overlaps(lab)
+        and (network := ipaddress.ip_network(destination)).prefixlen
+        >= SHORTEST_PREFIX[network.version]
+        and any(network.version == taken.version and network.overlaps(taken) for taken in lab)
     ]
 
 
@@ -137,7 +155,7 @@ def up(*, transceivers: int = 2, host: bool = False) -> None:
     try:
         for name in namespaces(transceivers):
             create(name)
-            run_in(name, partial(_settle, forward=name == RELAY))
+            run_in(name, partial(_settle, forward=name == RELAY, ipv6=name != SWITCH))
         with Path("/proc/self/ns/net").open() as own:
             run_in(SWITCH, partial(_lay, plan, own=own.fileno()))
         for cable in plan:
@@ -151,8 +169,8 @@ def up(*, transceivers: int = 2, host: bool = False) -> None:
         down()
         raise ShuntError(
             f"the lab's network cannot be built: {error}",
-            "The kernel needs network namespaces, veth, bridge and nftables; run `shunt lab up` "
-            "again after loading what is missing (`modprobe veth bridge nf_tables`).",
+            "The kernel needs network namespaces, IPv6, veth, bridge and nftables; run `shunt lab "
+            "up` again after loading what is missing (`modprobe veth bridge nf_tables`).",
         ) from error
     except BaseException:
         down()
@@ -176,24 +194,28 @@ def _check_host() -> None:
         names = {link["index"]: link.get("ifname") for link in ip.get_links()}
         routes = [
             (f"{route.get('dst')}/{route['dst_len']}", str(names.get(route.get("oif"), "?")))
-            for route in ip.get_routes(family=2)
+            for family in (AF_INET, AF_INET6)
+            for route in ip.get_routes(family=family)
             if route.get("dst")
         ]
     if taken := overlapping(routes):
         raise ShuntError(
-            f"the host cannot join the lab: it already routes {taken[0]}, in {LAB_RANGE}",
+            f"the host cannot join the lab: it already routes {taken[0]}, which the lab uses",
             "Remove that route or interface, or run `shunt lab up` without `--host`.",
         )
 
 
-def _settle(*, forward: bool) -> None:
+def _settle(*, forward: bool, ipv6: bool) -> None:
     """Settings that would otherwise be copied from the host's, and so differ between hosts."""
     settings = {
         "ipv4/conf/all/rp_filter": 1,
         "ipv4/conf/default/rp_filter": 1,
         "ipv4/ip_forward": int(forward),
-        # Of interfaces to come; loopback keeps its ::1.
-        "ipv6/conf/default/disable_ipv6": 1,
+        "ipv6/conf/all/forwarding": int(forward),
+        **_ipv6_of("all"),
+        **_ipv6_of("default"),
+        # Of interfaces to come: a switch has no addresses, and says nothing.
+        "ipv6/conf/default/disable_ipv6": int(not ipv6),
     }
     for key, value in settings.items():
         _sysctl(key, value)
@@ -201,11 +223,19 @@ def _settle(*, forward: bool) -> None:
         ip.link("set", index=1, state="up")
 
 
+def _ipv6_of(interface: str) -> dict[str, int]:
+    """An interface that takes its address as given, at once, and none from anybody else."""
+    folder = f"ipv6/conf/{interface}"
+    return {
+        f"{folder}/disable_ipv6": 0,
+        f"{folder}/accept_ra": 0,
+        f"{folder}/autoconf": 0,
+        f"{folder}/accept_dad": 0,
+    }
+
+
 def _sysctl(key: str, value: int) -> None:
-    path = Path("/proc/sys/net") / key
-    if key.startswith("ipv6/") and not path.exists():
-        return  # a kernel without IPv6
-    path.write_text(f"{value}\n")
+    (Path("/proc/sys/net") / key).write_text(f"{value}\n")
 
 
 def _lay(plan: list[Cable], *, own: int) -> None:
@@ -224,14 +254,16 @@ def _lay(plan: list[Cable], *, own: int) -> None:
 
 def _configure(cable: Cable) -> None:
     if cable.namespace is None:
-        _sysctl(f"ipv6/conf/{cable.interface}/disable_ipv6", 1)
+        for key, value in _ipv6_of(cable.interface).items():
+            _sysctl(key, value)
     with IPRoute() as ip:
         index = _index(ip, cable.interface)
-        address, prefix = cable.address.split("/")
-        ip.addr("add", index=index, address=address, prefixlen=int(prefix))
         ip.link("set", index=index, state="up")
-        if cable.route:
-            destination, gateway = cable.route
+        for address in cable.addresses:
+            host, prefix = address.split("/")
+            flags = IFA_F_NODAD if ":" in host else 0
+            ip.addr("add", index=index, address=host, prefixlen=int(prefix), flags=flags)
+        for destination, gateway in cable.routes:
             ip.route("add", dst=destination, gateway=gateway)
 
 

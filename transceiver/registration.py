@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 from loader.client import AgentClient, AgentRefused
 from loader.errors import ShuntError
-from transceiver.stun import Address
+from transceiver.stun import Address, text
 
 __all__ = ["Registration"]
 
@@ -72,7 +72,7 @@ class Registration:
                 delay, retry = retry, min(2 * retry, LAST_RETRY)
             else:
                 if not self.registered.is_set():
-                    vips = ", ".join(f"{host}:{port}" for host, port in self._vips)
+                    vips = ", ".join(map(text, self._vips))
                     log.info("transceiver %s ready: clients send to %s", self._id, vips)
                 self.registered.set()
                 retry, complained = FIRST_RETRY, False

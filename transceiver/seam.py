@@ -7,6 +7,8 @@ as before.
 
 import contextlib
 import datetime
+import ipaddress
+import itertools
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 
@@ -19,7 +21,7 @@ from transceiver.ice import Credentials
 from transceiver.shared_socket import Channel, SharedSocket
 from transceiver.stun import Address
 
-__all__ = ["Link", "SharedConnection", "install"]
+__all__ = ["Link", "SharedConnection", "by_preference", "install"]
 
 HOST_PRIORITY = 126 << 24 | 255
 """Host candidate, component 1, least local preference (RFC 8445 section 5.1.2.1)."""
@@ -27,6 +29,14 @@ HOST_PRIORITY = 126 << 24 | 255
 CERTIFICATE_MARGIN = datetime.timedelta(days=7)
 
 _current: ContextVar["Link | None"] = ContextVar("link", default=None)
+
+
+def by_preference(vips: Sequence[Address]) -> list[Address]:
+    """IPv6 and IPv4 by turns, IPv6 first (RFC 8421 section 4): a client for which one family leads
+    nowhere soon tries the other."""
+    turns = {6: itertools.count(0, 2), 4: itertools.count(1, 2)}
+    numbered = [(next(turns[ipaddress.ip_address(vip[0]).version]), vip) for vip in vips]
+    return [vip for _, vip in sorted(numbered)]
 
 
 class Link:
@@ -80,7 +90,7 @@ class SharedConnection:
                 port=port,
                 type="host",
             )
-            for index, (host, port) in enumerate(self._link.vips)
+            for index, (host, port) in enumerate(by_preference(self._link.vips))
         ]
 
     async def add_remote_candidate(self, remote_candidate: Candidate | None) -> None:

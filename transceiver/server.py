@@ -24,7 +24,7 @@ from transceiver.registration import Registration
 from transceiver.session import Sessions
 from transceiver.shared_socket import SharedSocket
 from transceiver.signaling import make_app
-from transceiver.stun import Address
+from transceiver.stun import Address, text
 
 __all__ = ["Transceiver", "TransceiverConfig", "run"]
 
@@ -105,8 +105,7 @@ class Transceiver:
         client = await stack.enter_async_context(AgentClient(config.agent))
         listener = _listen(config.http)
         stack.callback(listener.close)
-        host, port = listener.getsockname()[:2]
-        self.http_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self.http_url = f"http://{text(listener.getsockname()[:2])}"
 
         self.registration = Registration(
             client,
@@ -137,7 +136,7 @@ class Transceiver:
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, listener).start()
         stack.push_async_callback(self.sessions.stop)
-        log.info("signaling on %s, media on %s:%d", self.http_url, *self.shared.address)
+        log.info("signaling on %s, media on %s", self.http_url, text(self.shared.address))
 
 
 def run(config: TransceiverConfig) -> None:

@@ -12,7 +12,7 @@ from typing import Self
 
 from transceiver.demultiplexer import Demultiplexer
 from transceiver.ice import ConsentLost, Credentials, Event, IceSession, IceTiming, Selected
-from transceiver.stun import Address
+from transceiver.stun import Address, text
 
 __all__ = ["Channel", "SharedSocket"]
 
@@ -188,7 +188,7 @@ class Channel:
             self._shared.send(data, destination)
         for event in events:
             if isinstance(event, Selected):
-                log.info("%s: media goes to %s:%d", self.ice.local.ufrag, *event.address)
+                log.info("%s: media goes to %s", self.ice.local.ufrag, text(event.address))
                 self._selected.set()
             elif isinstance(event, ConsentLost):
                 self.consent_lost = True

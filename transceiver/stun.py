@@ -21,10 +21,18 @@ __all__ = [
     "binding_request",
     "binding_success",
     "parse",
+    "text",
 ]
 
 Address = tuple[str, int]
 """IP address as text, UDP port."""
+
+
+def text(address: Address) -> str:
+    """HOST:PORT, IPv6 in brackets."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
 
 MAGIC_COOKIE = 0x2112A442
 HEADER = struct.Struct("!HHI12s")

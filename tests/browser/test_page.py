@@ -80,19 +80,34 @@ def test_what_comes_back_is_heard(calling: Page) -> None:
     )
 
 
-def test_the_selected_remote_candidate_is_the_vip(calling: Page, lab: Lab) -> None:
+def selected(page: Page) -> dict[str, Any]:
+    """The remote candidate of the pair in use."""
+    stats = page.evaluate(STATS)
+    pair = one(stats, id=one(stats, type="transport")["selectedCandidatePairId"])
+    return one(stats, id=pair["remoteCandidateId"])
+
+
+def test_the_selected_remote_candidate_is_a_vip(calling: Page, lab: Lab) -> None:
+    """Of which family, is the browser's to choose."""
+    remote = selected(calling)
+    assert remote["protocol"] == "udp"
+    assert (remote["address"], remote["port"]) in (lab.vip, lab.vip6)
+
+
+def test_the_answer_offers_one_vip_of_each_family_and_prefers_ipv6(calling: Page, lab: Lab) -> None:
     stats = calling.evaluate(STATS)
-    transport = one(stats, type="transport")
-    pair = one(stats, id=transport["selectedCandidatePairId"])
-    remote = one(stats, id=pair["remoteCandidateId"])
-    assert (remote["address"], remote["port"], remote["protocol"]) == (*lab.vip, "udp")
-    assert len([s for s in stats if s["type"] == "remote-candidate"]) == 1
+    remote = [entry for entry in stats if entry["type"] == "remote-candidate"]
+    by_priority = sorted(remote, key=lambda candidate: -int(candidate["priority"]))
+    assert [(c["address"], c["port"]) for c in by_priority] == [lab.vip6, lab.vip]
 
 
 def test_the_page_shows_the_path_and_the_round_trips(calling: Page, lab: Lab) -> None:
-    address, port = lab.vip
-    expect(calling.locator("#remote")).to_have_text(f"{address}:{port}")
-    expect(calling.locator("#local")).to_contain_text("198.18.0.10:")
+    by_ipv6 = selected(calling)["address"] == lab.vip6[0]
+    remote = f"[{lab.vip6[0]}]:{lab.vip6[1]}" if by_ipv6 else f"{lab.vip[0]}:{lab.vip[1]}"
+    expect(calling.locator("#remote")).to_have_text(remote)
+    expect(calling.locator("#local")).to_contain_text(
+        "[2001:db8:18::10]:" if by_ipv6 else "198.18.0.10:"
+    )
     expect(calling.locator("#inside")).to_contain_text("198.18.1.1:")
     for figure in ("#ice-rtt", "#channel-rtt", "#sent", "#received"):
         expect(calling.locator(figure)).to_have_text(NUMBER, timeout=SETUP_MS)

@@ -1,11 +1,14 @@
-"""What the end-to-end tests share: waiting for a condition, the maps, the counters."""
+"""What the end-to-end tests share: the maps, and a relay between routers."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from loader.maps import Maps
+from tests.endtoend.chain import Chain, Shape, chain
+from tests.endtoend.waiting import eventually
+
+__all__ = ["eventually", "ufrags"]
 
 
 @pytest.fixture
@@ -15,13 +18,11 @@ def maps() -> Iterator[Maps]:
         yield opened
 
 
-def eventually(what: str, holds: Callable[[], bool], *, within: float = 5.0) -> None:
-    """Wait until *holds*; fail saying *what* did not come true *within* seconds."""
-    deadline = time.monotonic() + within
-    while not holds():
-        if time.monotonic() > deadline:
-            pytest.fail(f"after {within} s still not so: {what}")
-        time.sleep(0.02)
+@pytest.fixture(scope="session")
+def two_armed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    """The plain chain. It stays up for the next test that asks; leave it as it was."""
+    with chain(Shape(), tmp_path_factory.mktemp("chain")) as made:
+        yield made
 
 
 def ufrags(maps: Maps) -> set[str]:

@@ -10,17 +10,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from loader import datapath, types
-from loader.agent import AgentConfig
 from loader.client import Vip
+from loader.config import AgentConfig
 from loader.daemon import unload
+from loader.flows import ticks
 from loader.maps import Maps, versioned
+from loader.types import State
 from tools import netns
 
 T = TypeVar("T")
@@ -28,9 +30,11 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent
 PINS = Path(f"/sys/fs/bpf/shunt-tl-{os.getpid()}")
 FIRST_PORT, LAST_PORT = 20000, 20063
-VIP = Vip("198.18.0.1", 3478)
+VIP, VIP6 = Vip("198.18.0.1", 3478), Vip("2001:db8:18::1", 3478)
 RELAY_INSIDE = "198.18.1.1"
 TRANSCEIVER = "198.18.1.11"
+RELAY_INSIDE6 = "2001:db8:118::1"
+TRANSCEIVER6 = "2001:db8:118::11"
 INSTANCE = "0123456789abcdef-first"
 OTHER_INSTANCE = "fedcba9876543210-second"
 
@@ -78,25 +82,69 @@ def empty(maps: Maps) -> None:
         maps.remove_route(ufrag)
     for index, _entry in list(maps.transceivers()):
         maps.set_transceiver(index, types.Transceiver())
-    for port in (int(port) for port in maps.slots["to_transceiver"]["since"].nonzero()[0]):
-        maps.forget_checks(port)
-    for client, port in list(maps.flows4()):
-        maps.forget_client(client, port=port)
-    while maps.take_free() is not None:
-        pass
+    maps.forget_free()
     maps.slots[:] = types.Slot()
     maps.set_interfaces([])
 
 
-def settings(first_port: int = FIRST_PORT, last_port: int = LAST_PORT) -> types.Settings:
-    """Settings of a relay with VIP and RELAY_INSIDE."""
-    made = types.Settings(
-        inside_address=types.packed_address(RELAY_INSIDE),
-        first_port=first_port,
-        last_port=last_port,
+def config(folder: Path, pins: Path) -> AgentConfig:
+    """How an agent runs on a host of `make_host`."""
+    return AgentConfig(
+        public=("public",),
+        inside=("inside",),
+        vips=(VIP, VIP6),
+        inside_addresses=(RELAY_INSIDE, RELAY_INSIDE6),
+        socket=folder / "agent.sock",
+        pins=pins,
+        first_port=FIRST_PORT,
+        last_port=LAST_PORT,
     )
-    made.vips[0] = types.Vip(types.packed_address(VIP.address), VIP.port)
-    return made
+
+
+def settings(first_port: int = FIRST_PORT, last_port: int = LAST_PORT) -> types.Settings:
+    """Settings as such an agent writes them."""
+    made = replace(config(Path(), Path()), first_port=first_port, last_port=last_port)
+    return made.settings([])
+
+
+# Slots.
+
+
+def put(
+    maps: Maps,
+    slot: int,
+    state: State = State.ESTABLISHED,
+    *,
+    route: int = 1,
+    next_route: int = 0,
+    seen: float = 1000.0,
+    since: float = 1000.0,
+    transceiver: int = 0,
+    vip: int = 0,
+    client: str = "198.18.0.10",
+) -> None:
+    """A slot as the program would have left it."""
+    there, back = maps.slots[slot]["to_transceiver"], maps.slots[slot]["to_client"]
+    for half in (there, back):
+        half["client"], half["client_port"] = list(types.packed_address(client)), 50000
+        half["vip"], half["transceiver"], half["state"] = vip, transceiver, state
+    there["route"], there["next_route"] = route, next_route
+    there["seen"], there["since"] = ticks(seen), ticks(since)
+
+
+def state(maps: Maps, slot: int) -> State:
+    """A slot's state, which both of its halves must hold."""
+    there, back = maps.slots[slot]["to_transceiver"], maps.slots[slot]["to_client"]
+    assert there["state"] == back["state"]
+    return State(int(back["state"]))
+
+
+def drained(maps: Maps) -> list[int]:
+    """All slots that may be opened, taken out in their order."""
+    slots = []
+    while (slot := maps.take_free()) is not None:
+        slots.append(slot)
+    return slots
 
 
 # Packets, as few as the loader's tests need: those that make a slot.
@@ -127,7 +175,7 @@ def frame(payload: bytes, *, client: str = "198.18.0.10", port: int = 50000) -> 
 @dataclass(frozen=True, slots=True)
 class Host:
     """A namespace with the relay's interfaces `public` and `inside`, and one at their other ends
-    with `client` (198.18.0.10) and `behind` (198.18.1.11)."""
+    with `client` (198.18.0.10, 2001:db8:18::10) and `behind` (198.18.1.11, 2001:db8:118::11)."""
 
     relay: str
     outside: str
@@ -148,19 +196,6 @@ class Host:
             return mode
         return f"{mode} {words[words.index('prog/xdp') + 2]}"
 
-    def config(self, folder: Path, pins: Path) -> AgentConfig:
-        """How an agent runs here."""
-        return AgentConfig(
-            public=("public",),
-            inside=("inside",),
-            vips=(VIP,),
-            inside_address=RELAY_INSIDE,
-            socket=folder / "agent.sock",
-            pins=pins,
-            first_port=FIRST_PORT,
-            last_port=LAST_PORT,
-        )
-
 
 def ip(command: str) -> str:
     """Run `ip`; what it prints."""
@@ -177,10 +212,11 @@ def make_host(name: str) -> Host:
         ip(f"-n {namespace} link set lo up")
     for interface, peer, network in (("public", "client", 0), ("inside", "behind", 1)):
         host.ip(f"link add {interface} type veth peer name {peer} netns {host.outside}")
-        host.ip(f"addr add 198.18.{network}.1/24 dev {interface}")
-        host.ip(f"link set {interface} up")
-        host.ip(f"addr add 198.18.{network}.{10 + network}/24 dev {peer}", outside=True)
-        host.ip(f"link set {peer} up", outside=True)
+        prefix4, prefix6 = f"198.18.{network}.", f"2001:db8:{network or ''}18::"
+        for end, name, number in ((host.relay, interface, 1), (host.outside, peer, 10 + network)):
+            ip(f"-n {end} addr add {prefix4}{number}/24 dev {name}")
+            ip(f"-n {end} addr add {prefix6}{number}/64 dev {name} nodad")
+            ip(f"-n {end} link set {name} up")
     return host
 
 
@@ -196,6 +232,27 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     made = make_host(f"{os.getpid()}")
     yield made
     remove_host(made)
+
+
+@pytest.fixture
+def vlans(host: Host) -> Host:
+    """The host with VLAN 100 between `inside.100` and `behind.100`: 198.18.3.0/24 and
+    2001:db8:318::/64, .1 and .11 of each."""
+    for namespace, below, number in ((host.relay, "inside", 1), (host.outside, "behind", 11)):
+        vlan = f"{below}.100"
+        added = subprocess.run(
+            f"ip -n {namespace} link add link {below} name {vlan} type vlan id 100".split(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if "Unknown device type" in added.stderr:
+            pytest.skip("this kernel has no VLAN interfaces (CONFIG_VLAN_8021Q)")
+        assert added.returncode == 0, added.stderr
+        ip(f"-n {namespace} addr add 198.18.3.{number}/24 dev {vlan}")
+        ip(f"-n {namespace} addr add 2001:db8:318::{number}/64 dev {vlan} nodad")
+        ip(f"-n {namespace} link set {vlan} up")
+    return host
 
 
 @pytest.fixture
@@ -230,6 +287,7 @@ class AgentProcess:
         arguments = [
             *("--public", "public", "--inside", "inside"),
             *("--vip", f"{VIP.address}:{VIP.port}", "--inside-address", RELAY_INSIDE),
+            *("--vip", f"[{VIP6.address}]:{VIP6.port}", "--inside-address", RELAY_INSIDE6),
             *("--inside-ports", f"{FIRST_PORT}-{LAST_PORT}"),
             *("--socket", str(socket or self.socket), "--pins", str(self.pins)),
         ]

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,31 @@ from aiohttp import web
 from pyroute2 import AsyncIPRoute
 
 from loader import types
-from loader.agent import Agent, AgentConfig
+from loader.agent import Agent
 from loader.api import application
 from loader.client import AgentClient, AgentRefused, Vip
+from loader.config import AgentConfig
 from loader.daemon import _serve_agent
 from loader.datapath import Attachment
 from loader.errors import ShuntError
 from loader.maps import Maps
 from loader.table import LEASE_SECONDS, Refused
 from loader.types import Mode, State
-from tests.loader.conftest import INSTANCE, OTHER_INSTANCE, TRANSCEIVER, Host
-from tests.loader.test_flows import put, state
+from tests.loader.conftest import (
+    INSTANCE,
+    OTHER_INSTANCE,
+    RELAY_INSIDE,
+    RELAY_INSIDE6,
+    TRANSCEIVER,
+    TRANSCEIVER6,
+    VIP,
+    VIP6,
+    Host,
+    config,
+    drained,
+    put,
+    state,
+)
 
 BODY = {
     "instance": INSTANCE,
@@ -59,17 +74,21 @@ class Start:
     clock: Clock
     config: AgentConfig
 
-    def __call__(self, story: Story, *, config: AgentConfig | None = None) -> None:
+    def __call__(
+        self,
+        story: Story,
+        *,
+        config: AgentConfig | None = None,
+        attachments: list[Attachment] | None = None,
+    ) -> None:
         config = config or self.config
 
         async def session() -> None:
             async with AsyncIPRoute() as netlink:
                 agent = Agent(config, self.maps, netlink, clock=self.clock)
+                await agent.look()
                 agent.configure(
-                    [
-                        Attachment(name, await ifindex(netlink, name), Mode.NATIVE)
-                        for name in config.interfaces
-                    ]
+                    attachments or [await attached(netlink, n) for n in config.interfaces]
                 )
                 agent.adopt()
                 await story(agent)
@@ -77,20 +96,26 @@ class Start:
         self.host.run(lambda: asyncio.run(session()))
 
 
-async def ifindex(netlink: AsyncIPRoute, name: str) -> int:
-    found: list[int] = await netlink.link_lookup(ifname=name)
-    return found[0]
+async def attached(netlink: AsyncIPRoute, name: str) -> Attachment:
+    """As if the program were on the interface."""
+    (link,) = [link async for link in await netlink.get_links(ifname=name)]
+    return Attachment(name, link["index"], Mode.NATIVE, mtu=link.get_attr("IFLA_MTU"))
 
 
 @pytest.fixture
 def start(host: Host, maps: Maps, clock: Clock, tmp_path: Path, pins: Path) -> Start:
-    return Start(host, maps, clock, host.config(tmp_path, pins))
+    return Start(host, maps, clock, config(tmp_path, pins))
 
 
 async def register(agent: Agent, id: str = "x1", **change: Any) -> int:
     """Register; the transceiver's index."""
     registered, _reachable = await agent.register(id, {**BODY, **change})
     return registered.lease.index
+
+
+def mac(host: Host, interface: str, *, outside: bool = False) -> str:
+    words = host.ip(f"link show dev {interface}", outside=outside).split()
+    return words[words.index("link/ether") + 1]
 
 
 def ufrags(maps: Maps) -> set[str]:
@@ -104,68 +129,100 @@ def route_id(maps: Maps, ufrag: str) -> int:
 # Configuration.
 
 
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"public": ()}, "public and an inside interface"),
-        ({"inside": ()}, "public and an inside interface"),
-        ({"inside": tuple(f"i{n}" for n in range(8))}, "at most 8 interfaces"),
-        ({"vips": ()}, "1 to 4 VIPs"),
-        ({"vips": tuple(Vip("198.18.0.1", n) for n in range(1, 6))}, "1 to 4 VIPs"),
-        ({"vips": (Vip("198.18.0", 1),)}, "is no IP address"),
-        ({"vips": (Vip("2001:db8::1", 1),)}, "is not IPv4"),
-        ({"vips": (Vip("198.18.0.1", 0),)}, "port is 1 to 65535"),
-        ({"vips": (Vip("198.18.0.1", 65536),)}, "port is 1 to 65535"),
-        ({"vips": (Vip("198.18.1.1", 20005),)}, "among the inside ports"),
-        ({"inside_address": "inside"}, "is no IP address"),
-        ({"inside_address": "2001:db8::1"}, "is not IPv4"),
-        ({"first_port": 1023}, "range within 1024 to 65535"),
-        ({"first_port": 30000, "last_port": 29999}, "range within 1024 to 65535"),
-        ({"last_port": 65536}, "range within 1024 to 65535"),
-    ],
-)
-def test_a_configuration_that_cannot_work_is_refused(
-    tmp_path: Path, change: dict[str, Any], what: str
-) -> None:
-    good = Host("", "").config(tmp_path, tmp_path)
-
-    with pytest.raises(ShuntError, match=what):
-        replace(good, **change)
-
-
-def test_an_interface_that_is_both_public_and_inside_is_one(tmp_path: Path) -> None:
-    config = replace(Host("", "").config(tmp_path, tmp_path), inside=("inside", "public"))
-
-    assert config.interfaces == ["public", "inside"]
-
-
 def test_the_maps_say_how_the_agent_was_configured(start: Start) -> None:
     async def story(agent: Agent) -> None:
         names = {i.name: i for i in start.maps.interfaces()}
         written = start.maps.settings()
         assert list(names) == ["public", "inside"]
         assert [names[name].inside for name in names] == [False, True]
-        assert written.vips[0].port == 3478
-        assert types.text_address(bytes(written.inside_address)) == "198.18.1.1"
-        assert list(written.inside_interfaces) == [names["inside"].ifindex] + [0] * 7
+        assert [vip.port for vip in written.vips][:3] == [3478, 3478, 0]
+        assert types.text_address(bytes(written.inside[0].ipv4)) == "198.18.1.1"
+        assert types.text_address(bytes(written.inside[0].ipv6)) == "2001:db8:118::1"
+        assert [link.ifindex for link in written.inside_links][:2] == [names["inside"].ifindex, 0]
+        assert any(written.seed)
 
     start(story)
+
+
+def test_the_seed_by_which_flows_are_found_outlives_the_agent(start: Start) -> None:
+    seeds = []
+
+    async def story(agent: Agent) -> None:
+        seeds.append(list(start.maps.settings().seed))
+
+    start(story)
+    start(story, config=replace(start.config, last_port=20100))
+
+    assert seeds[0] == seeds[1]
 
 
 # Leases meet the maps.
 
 
-def test_a_registered_transceiver_is_in_the_map_with_its_next_hop(start: Start) -> None:
+@pytest.mark.parametrize("address", [TRANSCEIVER, TRANSCEIVER6])
+def test_a_registered_transceiver_is_in_the_map_with_its_next_hop(
+    start: Start, address: str
+) -> None:
     async def story(agent: Agent) -> None:
-        index = await register(agent)
+        index = await register(agent, address=address)
         async with asyncio.timeout(3):
             while not start.maps.transceiver(index).resolved:
-                await register(agent)
+                await register(agent, address=address)
         entry = start.maps.transceiver(index)
-        assert types.text_address(bytes(entry.address)) == TRANSCEIVER
+        interfaces = {i.name: i for i in start.maps.interfaces()}
+        assert types.text_address(bytes(entry.address)) == address
         assert entry.port == 40000
-        words = start.host.ip("link show dev behind", outside=True).split()
-        assert bytes(entry.mac).hex(":") == words[words.index("link/ether") + 1]
+        assert bytes(entry.hop.mac).hex(":") == mac(start.host, "behind", outside=True)
+        assert bytes(entry.hop.source_mac).hex(":") == mac(start.host, "inside")
+        assert entry.hop.ifindex == interfaces["inside"].ifindex
+        assert (entry.hop.vlan, entry.hop.mtu) == (0, 1500)
+
+    start(story)
+
+
+@pytest.mark.parametrize(
+    ("inside", "address", "why"),
+    [
+        ((RELAY_INSIDE, RELAY_INSIDE6), RELAY_INSIDE, "the relay's own"),
+        ((RELAY_INSIDE, RELAY_INSIDE6), "2001:DB8:118:0::1", "the relay's own"),
+        ((RELAY_INSIDE, RELAY_INSIDE6), VIP.address, "the relay's own"),
+        ((RELAY_INSIDE, RELAY_INSIDE6), VIP6.address, "the relay's own"),
+        ((RELAY_INSIDE,), TRANSCEIVER6, "is IPv6, but .* give an IPv4 one, or add"),
+        ((RELAY_INSIDE6,), TRANSCEIVER, "is IPv4, but .* give an IPv6 one, or add"),
+        ((RELAY_INSIDE, RELAY_INSIDE6), f"::ffff:{TRANSCEIVER}", f"give {TRANSCEIVER} itself"),
+    ],
+)
+def test_an_address_that_this_relay_cannot_serve_is_refused_with_the_cure(
+    start: Start, inside: tuple[str, ...], address: str, why: str
+) -> None:
+    async def story(agent: Agent) -> None:
+        with pytest.raises(Refused, match=why) as error:
+            await register(agent, address=address)
+        assert error.value.status == 400
+        assert list(start.maps.transceivers()) == []
+
+    start(story, config=replace(start.config, inside_addresses=inside))
+
+
+def test_one_address_written_in_two_ways_is_one_transceiver(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        index = await register(agent, address="2001:db8:118:0:0::11")
+        assert await register(agent, address="2001:DB8:118::11") == index
+        (told,) = agent.transceivers()["transceivers"]
+        assert told["address"] == TRANSCEIVER6
+
+    start(story)
+
+
+@pytest.mark.parametrize("checks", [True, False])
+def test_a_route_tells_the_program_whether_its_transceiver_makes_checks(
+    start: Start, checks: bool
+) -> None:
+    async def story(agent: Agent) -> None:
+        await register(agent)
+        agent.add_route("abcd", transceiver="x1", instance=INSTANCE, checks=checks)
+        ((_ufrag, route),) = start.maps.routes()
+        assert route.flags == (0 if checks else types.ROUTE_NO_CHECKS)
 
     start(story)
 
@@ -229,7 +286,7 @@ def test_the_index_of_a_gone_transceiver_waits_for_its_last_port(start: Start) -
 
 
 def test_a_route_that_does_not_fit_into_the_map_is_no_route(start: Start) -> None:
-    def full(ufrag: str, *, id: int, transceiver: int) -> None:
+    def full(ufrag: str, *, id: int, transceiver: int, checks: bool = True) -> None:
         raise ShuntError("the relay's route map is full")
 
     async def story(agent: Agent) -> None:
@@ -284,27 +341,32 @@ def test_an_answer_for_a_gone_transceiver_is_not_written_to_the_next(start: Star
 # Adoption.
 
 
-def test_a_new_agent_adopts_what_the_last_one_left(start: Start) -> None:
+@pytest.mark.parametrize("address", [TRANSCEIVER, TRANSCEIVER6])
+@pytest.mark.parametrize("checks", [True, False])
+def test_a_new_agent_adopts_what_the_last_one_left(
+    start: Start, address: str, checks: bool
+) -> None:
     maps, clock = start.maps, start.clock
     indexes = []
 
     async def before(agent: Agent) -> None:
-        indexes.append(await register(agent))
-        agent.add_route("ab/+", transceiver="x1", instance=INSTANCE)
+        indexes.append(await register(agent, address=address))
+        agent.add_route("ab/+", transceiver="x1", instance=INSTANCE, checks=checks)
         put(maps, 20001, route=route_id(maps, "ab/+"), seen=clock.now, transceiver=indexes[0])
 
     async def after(agent: Agent) -> None:
-        assert agent.routes() == {
-            "routes": [{"ufrag": "ab/+", "transceiver": "x1", "slots": [20001]}]
-        }
+        (route,) = agent.routes()["routes"]
+        assert (route["ufrag"], route["transceiver"]) == ("ab/+", "x1")
+        assert (route["checks"], route["slots"]) == (checks, [20001])
         (flow,) = agent.flows()["flows"]
         assert (flow["ufrag"], flow["transceiver"], flow["state"]) == ("ab/+", "x1", "established")
-        assert await register(agent) == indexes[0]
+        assert await register(agent, address=address) == indexes[0]
         clock.now += 14
         agent.sweep()
         assert ufrags(maps) == {"ab/+"}
         assert state(maps, 20001) is State.ESTABLISHED
         agent.remove_route("ab/+", instance=INSTANCE)
+        agent.sweep()
         assert state(maps, 20001) is State.CLOSING
 
     start(before)
@@ -366,18 +428,29 @@ def test_flows_of_the_same_settings_live_on(start: Start) -> None:
     start(story)
 
 
+OTHER_VIP = Vip("198.18.0.2", 3478)
+ENDS, GOES_ON = State.CLOSING, State.ESTABLISHED
+
+
 @pytest.mark.parametrize(
-    ("change", "left"),
+    ("change", "of_vip", "of_vip6"),
     [
-        ({"first_port": 20032}, State.CLOSING),
-        ({"last_port": 20100}, State.ESTABLISHED),
-        ({"inside_address": "198.18.1.2"}, State.CLOSING),
-        ({"vips": (Vip("198.18.0.2", 3478), Vip("198.18.0.1", 3478))}, State.CLOSING),
+        ({"first_port": 20032}, ENDS, ENDS),
+        ({"last_port": 20100}, GOES_ON, GOES_ON),
+        ({"inside_addresses": ("198.18.1.2", RELAY_INSIDE6)}, ENDS, ENDS),
+        ({"inside_addresses": (RELAY_INSIDE,)}, ENDS, ENDS),
+        ({"vips": (VIP, VIP6, OTHER_VIP)}, GOES_ON, GOES_ON),
+        ({"vips": (OTHER_VIP, VIP6)}, ENDS, GOES_ON),
+        ({"vips": (VIP,)}, GOES_ON, ENDS),
+        ({"vips": (VIP6, VIP)}, ENDS, ENDS),
     ],
-    ids=["port outside", "more ports", "inside address", "VIPs"],
+    ids=[
+        *("port outside", "more ports", "other inside address", "no inside IPv6"),
+        *("one VIP more", "another VIP", "a VIP less", "VIPs swapped"),
+    ],
 )
-def test_flows_that_other_settings_would_break_end(
-    start: Start, change: dict[str, Any], left: State
+def test_flows_that_other_settings_would_break_end_and_no_others(
+    start: Start, change: dict[str, Any], of_vip: State, of_vip6: State
 ) -> None:
     config = replace(start.config, **change)
     maps, clock = start.maps, start.clock
@@ -385,37 +458,80 @@ def test_flows_that_other_settings_would_break_end(
     async def before(agent: Agent) -> None:
         index = await register(agent)
         agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
-        put(maps, 20001, route=route_id(maps, "abcd"), seen=clock.now, transceiver=index)
+        opened = partial(put, maps, route=route_id(maps, "abcd"), seen=clock.now, transceiver=index)
+        opened(20001, vip=0)
+        opened(20002, vip=1, client="2001:db8:18::10")
 
     async def after(agent: Agent) -> None:
         agent.sweep()
-        assert state(maps, 20001) is left
-        assert len(list(maps.flows4())) == (left is State.ESTABLISHED)
-        ports = set()
-        while (port := maps.take_free()) is not None:
-            ports.add(port)
-        assert ports == set(range(config.first_port, config.last_port + 1)) - {20001}
+        assert (state(maps, 20001), state(maps, 20002)) == (of_vip, of_vip6)
+        everything = set(range(config.first_port, config.last_port + 1))
+        assert set(drained(maps)) == everything - {20001, 20002}
 
     start(before)
     start(after, config=config)
 
 
+# What people are told.
+
+
+def test_a_flow_is_told_as_its_transceiver_sees_it(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        four = await register(agent)
+        six = await register(agent, "x2", address=TRANSCEIVER6, instance=OTHER_INSTANCE)
+        put(start.maps, 20001, transceiver=four, client="2001:db8:18::10", vip=1)
+        put(start.maps, 20002, transceiver=six, client="198.18.0.10", vip=0)
+        put(start.maps, 20003, transceiver=77)
+        told = {flow["slot"]: flow for flow in agent.flows()["flows"]}
+        assert [(f["slot"], f["port"]) for f in told.values()] == [
+            *((20001, 20001), (20002, 20002), (20003, 20003))
+        ]
+        assert told[20001]["client"] == "[2001:db8:18::10]:50000"
+        assert told[20001]["vip"] == "[2001:db8:18::1]:3478"
+        assert told[20001]["inside"] == "198.18.1.1:20001"
+        assert told[20002]["client"] == "198.18.0.10:50000"
+        assert told[20002]["vip"] == "198.18.0.1:3478"
+        assert told[20002]["inside"] == "[2001:db8:118::1]:20002"
+        assert (told[20003]["inside"], told[20003]["transceiver"]) == (None, None)
+
+    start(story)
+
+
+def test_of_very_many_flows_the_first_are_told_and_how_many_there_are(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        for half in ("to_transceiver", "to_client"):
+            start.maps.slots[half]["state"][1:12001] = State.PENDING
+        told = agent.flows()
+        assert [flow["slot"] for flow in told["flows"]] == list(range(1, 10001))
+        assert told["count"] == 12000
+
+    start(story)
+
+
 # Interfaces.
 
 
-async def until(holds: Callable[[], bool], agent: Agent) -> None:
-    """Let the agent keep house until *holds*."""
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        keep = tasks.create_task(agent.keep())
+@asynccontextmanager
+async def running(agent: Agent) -> AsyncIterator[None]:
+    """The agent at its work, all but the API."""
+    async with asyncio.TaskGroup() as tasks:
+        work = [tasks.create_task(each) for each in (agent.keep(), agent.follow(), agent.watch())]
+        yield
+        for task in work:
+            task.cancel()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
         while not holds():  # noqa: ASYNC110 - the agent does not tell
             await asyncio.sleep(0.01)
-        keep.cancel()
 
 
 def test_the_relay_is_not_ready_once_the_program_is_off(start: Start) -> None:
     async def story(agent: Agent) -> None:
         assert agent.not_ready() is None
-        await until(lambda: agent.not_ready() is not None, agent)  # nothing was ever attached
+        async with running(agent):
+            await until(lambda: agent.not_ready() is not None)  # nothing was ever attached
         assert agent.not_ready() == "public no longer carries the XDP program"
         assert agent.counters()["mode"] == {"public": "detached", "inside": "detached"}
 
@@ -425,13 +541,132 @@ def test_the_relay_is_not_ready_once_the_program_is_off(start: Start) -> None:
 def test_an_interface_that_goes_away_does_not_take_the_agent_with_it(start: Start) -> None:
     async def story(agent: Agent) -> None:
         await register(agent)
-        start.host.ip("link del inside")
-        await until(lambda: agent.not_ready() is not None, agent)
-        await register(agent)
-        await register(agent, "x2", address="198.18.1.12", instance=OTHER_INSTANCE)
+        async with running(agent):
+            start.host.ip("link del inside")
+            await until(lambda: agent.not_ready() is not None)
+            await register(agent)
+            await register(agent, "x2", address="198.18.1.12", instance=OTHER_INSTANCE)
         assert [t["id"] for t in agent.transceivers()["transceivers"]] == ["x1", "x2"]
 
     start(story)
+
+
+def test_an_mtu_that_changes_reaches_interfaces_and_transceivers(start: Start) -> None:
+    maps = start.maps
+
+    def mtus() -> dict[str, int]:
+        return {interface.name: interface.mtu for interface in maps.interfaces()}
+
+    async def story(agent: Agent) -> None:
+        four = await register(agent)
+        six = await register(agent, "x2", address=TRANSCEIVER6, instance=OTHER_INSTANCE)
+        async with running(agent):
+            await until(lambda: all(maps.transceiver(n).resolved for n in (four, six)))
+            assert mtus() == {"public": 1500, "inside": 1500}
+            for mtu in (1400, 9000, 1500):
+                start.host.ip(f"link set inside mtu {mtu}")
+                await until(lambda mtu=mtu: maps.transceiver(four).hop.mtu == mtu)  # type: ignore[misc]
+                await until(lambda mtu=mtu: maps.transceiver(six).hop.mtu == mtu)  # type: ignore[misc]
+                assert mtus() == {"public": 1500, "inside": mtu}
+
+    start(story)
+
+
+def test_a_mac_that_moves_changes_one_entry_and_no_slot(start: Start) -> None:
+    maps = start.maps
+
+    async def story(agent: Agent) -> None:
+        four = await register(agent)
+        six = await register(agent, "x2", address=TRANSCEIVER6, instance=OTHER_INSTANCE)
+        put(maps, 20001, transceiver=four, seen=start.clock.now)
+        agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
+        maps.slots[20001]["to_transceiver"]["route"] = route_id(maps, "abcd")
+        slots = maps.slots.tobytes()
+        async with running(agent):
+            await until(lambda: all(maps.transceiver(n).resolved for n in (four, six)))
+            before = bytes(maps.transceiver(four))
+            for number in range(1, 4):
+                moved = f"02:00:00:00:00:{number:02x}"
+                start.host.ip(f"neigh replace {TRANSCEIVER6} lladdr {moved} dev inside")
+                await until(
+                    lambda moved=moved: bytes(maps.transceiver(six).hop.mac).hex(":") == moved  # type: ignore[misc]
+                )
+        assert bytes(maps.transceiver(four)) == before
+        assert maps.slots.tobytes() == slots
+
+    start(story)
+
+
+def test_the_relays_own_mac_is_followed(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        index = await register(agent)
+        async with running(agent):
+            await until(lambda: bool(start.maps.transceiver(index).resolved))
+            start.host.ip("link set inside address 02:00:00:00:0a:0a")
+            await until(
+                lambda: (
+                    bytes(start.maps.transceiver(index).hop.source_mac).hex(":")
+                    == "02:00:00:00:0a:0a"
+                )
+            )
+
+    start(story)
+
+
+def test_what_no_event_tells_of_is_seen_at_the_next_look(start: Start) -> None:
+    """Such as the kernel's routes."""
+    maps = start.maps
+
+    async def story(agent: Agent) -> None:
+        index = await register(agent)
+        async with asyncio.TaskGroup() as tasks:
+            follow = tasks.create_task(agent.follow())
+            await until(lambda: bool(maps.transceiver(index).resolved))
+            start.host.ip(f"route add {TRANSCEIVER}/32 dev inside mtu 1300")
+            start.clock.now += 15.1
+            await until(lambda: maps.transceiver(index).hop.mtu == 1300)
+            follow.cancel()
+
+    start(story)
+
+
+# VLANs.
+
+
+@pytest.mark.parametrize("address", ["198.18.3.11", "2001:db8:318::11"])
+def test_a_relay_on_a_vlan_has_the_parents_index_and_the_vlans_number(
+    start: Start, vlans: Host, address: str
+) -> None:
+    maps = start.maps
+    config = replace(
+        start.config, inside=("inside.100",), inside_addresses=("198.18.3.1", "2001:db8:318::1")
+    )
+
+    def as_attached() -> list[Attachment]:
+        return asyncio.run(both())
+
+    async def both() -> list[Attachment]:
+        async with AsyncIPRoute() as netlink:
+            parent = await attached(netlink, "inside")
+            vlan = replace(parent, interface="inside.100", vlan=100, mtu=1500)
+            return [await attached(netlink, "public"), vlan]
+
+    async def story(agent: Agent) -> None:
+        index = await register(agent, address=address)
+        (_public, inside) = maps.interfaces()
+        assert (inside.name, inside.vlan) == ("inside.100", 100)
+        (link, *_) = maps.settings().inside_links
+        assert (link.ifindex, link.vlan) == (inside.ifindex, 100)
+        async with running(agent):
+            await until(lambda: bool(maps.transceiver(index).resolved))
+            hop = maps.transceiver(index).hop
+            assert (hop.ifindex, hop.vlan, hop.mtu) == (inside.ifindex, 100, 1500)
+            assert bytes(hop.source_mac).hex(":") == mac(vlans, "inside.100")
+            vlans.ip("link set inside.100 mtu 1300")
+            await until(lambda: maps.transceiver(index).hop.mtu == 1300)
+            assert maps.interfaces()[1].mtu == 1300
+
+    start(story, config=config, attachments=vlans.run(as_attached))
 
 
 # HTTP: who may ask.

@@ -18,8 +18,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from loader.agent import AgentConfig
 from loader.client import AgentClient, AgentRefused, AgentUnavailable, Vip
+from loader.config import AgentConfig
 from loader.daemon import run, unload
 from loader.errors import ShuntError
 from loader.maps import Maps
@@ -31,7 +31,9 @@ from tests.loader.conftest import (
     OTHER_INSTANCE,
     ROOT,
     TRANSCEIVER,
+    TRANSCEIVER6,
     VIP,
+    VIP6,
     AgentProcess,
     Host,
     binding_request,
@@ -57,14 +59,14 @@ def ufrags(maps: Maps) -> set[str]:
     return {ufrag for ufrag, _route in maps.routes()}
 
 
-def knock(agent: AgentProcess, ufrag: str) -> None:
+def knock(agent: AgentProcess, ufrag: str, vip: Vip = VIP) -> None:
     """A Binding Request for *ufrag* from a fresh port of the client; returns when the relay has
     seen it."""
 
     def send() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.bind(("198.18.0.10", 0))
-            client.sendto(binding_request(ufrag), (VIP.address, VIP.port))
+        family = socket.AF_INET6 if ":" in vip.address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as client:
+            client.sendto(binding_request(ufrag), (vip.address, vip.port))
 
     def seen() -> int:
         counters = maps.counters()
@@ -109,7 +111,7 @@ async def test_registering_answers_with_lease_and_vips(client: AgentClient) -> N
     lease = await client.register("x1", **BODY)
 
     assert lease.seconds == 15.0
-    assert lease.vips == (VIP,)
+    assert lease.vips == (VIP, VIP6)
 
 
 async def test_the_first_time_is_201_and_renewing_200(
@@ -121,7 +123,7 @@ async def test_the_first_time_is_201_and_renewing_200(
     again, _ = await asked(shared_agent.socket, "PUT", path, json={**BODY, "port": 41000})
 
     assert (first, again) == (201, 200)
-    assert answer["vips"] == [{"address": VIP.address, "port": VIP.port}]
+    assert answer["vips"] == [{"address": v.address, "port": v.port} for v in (VIP, VIP6)]
 
 
 @pytest.mark.parametrize("ufrag", ["abcd", "++++", "////", "/abc", "abc/", "a//b", "Z" * 32])
@@ -132,7 +134,9 @@ async def test_a_route_is_in_the_map_when_its_201_arrives_and_gone_with_204(
 
     await client.add_route(ufrag, transceiver="x1", instance=INSTANCE)
     assert ufrags(shared_maps) == {ufrag}
-    assert (await client.routes())["routes"] == [{"ufrag": ufrag, "transceiver": "x1", "slots": []}]
+    assert (await client.routes())["routes"] == [
+        {"ufrag": ufrag, "transceiver": "x1", "checks": True, "slots": []}
+    ]
 
     await client.remove_route(ufrag, instance=INSTANCE)
     assert ufrags(shared_maps) == set()
@@ -171,6 +175,54 @@ async def test_a_flow_is_told_with_all_that_is_known(
     assert flow["to_client"] == {"packets": 0, "bytes": 0}
     assert flow["validated"] is False
     assert 0 <= flow["idle_s"] < 5
+
+
+@pytest.mark.parametrize("address", [TRANSCEIVER, TRANSCEIVER6])
+@pytest.mark.parametrize("vip", [VIP, VIP6])
+async def test_a_client_of_either_family_meets_a_transceiver_of_either(
+    client: AgentClient, shared_agent: AgentProcess, vip: Vip, address: str
+) -> None:
+    await register(client, address=address)
+    await client.add_route("meet", transceiver="x1", instance=INSTANCE)
+    async with asyncio.timeout(5):
+        while not (await client.transceivers())["transceivers"][0]["reachable"]:
+            await register(client, address=address)
+
+    await asyncio.to_thread(knock, shared_agent, "meet", vip)
+
+    (flow,) = (f for f in (await client.flows())["flows"] if f["ufrag"] == "meet")
+    client_address = "198.18.0.10" if vip is VIP else "[2001:db8:18::10]"
+    inside = "198.18.1.1" if address == TRANSCEIVER else "[2001:db8:118::1]"
+    assert flow["client"].startswith(f"{client_address}:")
+    assert flow["inside"] == f"{inside}:{flow['port']}"
+    assert flow["to_transceiver"]["packets"] == 1, "it was sent on"
+
+
+async def test_a_route_without_checks_asks_no_client_for_an_answer(
+    client: AgentClient, shared_agent: AgentProcess
+) -> None:
+    await register(client)
+    await client.add_route("asks", transceiver="x1", instance=INSTANCE)
+    await client.add_route("trusts", transceiver="x1", instance=INSTANCE, checks=False)
+    for ufrag in ("asks", "trusts"):
+        await asyncio.to_thread(knock, shared_agent, ufrag)
+
+    checks = {route["ufrag"]: route["checks"] for route in (await client.routes())["routes"]}
+    flows = (await client.flows())["flows"]
+
+    assert checks == {"asks": True, "trusts": False}
+    proven = {flow["ufrag"]: flow["validated"] for flow in flows if flow["ufrag"]}
+    assert proven == {"asks": False, "trusts": True}
+
+
+async def test_a_route_cannot_change_its_mind_about_checks(client: AgentClient) -> None:
+    await register(client)
+    await client.add_route("abcd", transceiver="x1", instance=INSTANCE)
+
+    with pytest.raises(AgentRefused, match="remove it first") as error:
+        await client.add_route("abcd", transceiver="x1", instance=INSTANCE, checks=False)
+
+    assert error.value.status == 409
 
 
 async def test_a_transceiver_is_told_with_its_lease(client: AgentClient) -> None:
@@ -286,7 +338,15 @@ NO_REGISTRATION: list[tuple[str, Any]] = [
     *((f"{name} list", {**BODY, name: []}) for name in BODY),
     ("address number", {**BODY, "address": 5}),
     ("address name", {**BODY, "address": "x1.example"}),
-    ("address IPv6", {**BODY, "address": "2001:db8::1"}),
+    ("address mapped", {**BODY, "address": "::ffff:198.18.1.11"}),
+    ("address link-local", {**BODY, "address": "fe80::11"}),
+    ("address with zone", {**BODY, "address": "2001:db8:118::11%eth0"}),
+    ("address multicast 6", {**BODY, "address": "ff02::1"}),
+    ("address loopback 6", {**BODY, "address": "::1"}),
+    ("address any 6", {**BODY, "address": "::"}),
+    ("address bracketed", {**BODY, "address": "[2001:db8:118::11]"}),
+    ("address of the relay", {**BODY, "address": "198.18.1.1"}),
+    ("address of the VIP", {**BODY, "address": "2001:db8:18::1"}),
     ("address any", {**BODY, "address": "0.0.0.0"}),
     ("address loopback", {**BODY, "address": "127.0.0.1"}),
     ("address multicast", {**BODY, "address": "224.0.0.1"}),
@@ -376,6 +436,24 @@ async def test_other_nonsense_has_its_status_and_a_sentence(
     found, answer = await asked(shared_agent.socket, method, path, **more)
 
     assert (found, is_sentence(answer)) == (status, True), answer
+
+
+@pytest.mark.parametrize("checks", [None, 0, 1, "false", [], {}])
+async def test_checks_that_are_neither_true_nor_false_are_a_400(
+    client: AgentClient, shared_agent: AgentProcess, checks: Any
+) -> None:
+    await register(client)
+
+    status, answer = await asked(
+        shared_agent.socket,
+        "PUT",
+        "/v1/routes/abcd",
+        json={"transceiver": "x1", "checks": checks},
+        headers={"Shunt-Instance": INSTANCE},
+    )
+
+    assert (status, answer) == (400, {"error": "checks must be true or false"})
+    assert (await client.routes())["routes"] == []
 
 
 @pytest.mark.parametrize(
@@ -568,7 +646,7 @@ def test_unloading_under_a_running_agent_is_refused(own_agent: AgentProcess) -> 
 def mac(maps: Maps) -> str:
     """Where the one transceiver is."""
     ((_index, entry),) = maps.transceivers()
-    return bytes(entry.mac).hex(":")
+    return bytes(entry.hop.mac).hex(":")
 
 
 async def test_every_change_of_a_mac_reaches_the_map(own_agent: AgentProcess) -> None:
@@ -686,7 +764,7 @@ def test_a_missing_interface_is_named_and_nothing_stays_attached(
         public=("public",),
         inside=("insid",),
         vips=(Vip("198.18.0.1", 3478),),
-        inside_address="198.18.1.1",
+        inside_addresses=("198.18.1.1",),
         socket=tmp_path / "agent.sock",
         pins=own_pins,
     )
@@ -706,11 +784,11 @@ async def test_without_an_agent_the_client_says_what_to_start(tmp_path: Path) ->
 
 def test_only_root_may_run_it(tmp_path: Path) -> None:
     script = (
-        "import pathlib; from loader.agent import AgentConfig; from loader.client import Vip\n"
+        "import pathlib; from loader.config import AgentConfig; from loader.client import Vip\n"
         "from loader.daemon import run\n"
         "from loader.errors import ShuntError\n"
         "try: run(AgentConfig(public=('a',), inside=('b',), vips=(Vip('198.18.0.1', 1),),"
-        " inside_address='198.18.1.1', pins=pathlib.Path('/sys/fs/bpf/shunt-tl-nobody')))\n"
+        " inside_addresses=('198.18.1.1',), pins=pathlib.Path('/sys/fs/bpf/shunt-tl-nobody')))\n"
         "except ShuntError as error: print(error.what, '|', error.cure)"
     )
 

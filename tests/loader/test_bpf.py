@@ -14,14 +14,14 @@ from loader.compile import PROGRAM
 from loader.maps import versioned
 from tests.loader.conftest import frame
 
-_HASH, _ARRAY, _PERCPU_ARRAY, _QUEUE = 1, 2, 6, 22
+_HASH, _ARRAY, _PERCPU_ARRAY = 1, 2, 6
 _MAP_CREATE, _MMAPABLE = 0, 1 << 10
 _DROP, _PASS = 1, 2
 
 
-def create(kind: int, *, key: int, value: int, entries: int, flags: int = 0) -> int:
+def create(type: int, *, key: int, value: int, entries: int, flags: int = 0) -> int:
     """A map of our own; a descriptor."""
-    packed = struct.pack("=5I", kind, key, value, entries, flags).ljust(128, b"\0")
+    packed = struct.pack("=5I", type, key, value, entries, flags).ljust(128, b"\0")
     return bpf._bpf(_MAP_CREATE, ctypes.create_string_buffer(packed, 128))
 
 
@@ -113,14 +113,41 @@ def test_iterating_ends_though_the_map_never_rests(words: bpf.Map) -> None:
     assert len(seen) == len(set(seen)) <= 2 * 64
 
 
-def test_a_queue_gives_back_in_order() -> None:
-    with bpf.Map(create(_QUEUE, key=0, value=4, entries=3)) as queue:
-        for number in (5, 6, 7):
-            queue.push(word(number))
-        with pytest.raises(OSError) as error:
-            queue.push(word(8))
-        assert error.value.errno == errno.E2BIG
-        assert [queue.pop() for _ in range(4)] == [word(5), word(6), word(7), None]
+def test_more_entries_than_one_question_brings_come_once() -> None:
+    with bpf.Map(create(_HASH, key=4, value=8, entries=20_000)) as many:
+        for number in range(20_000):
+            many.update(word(number), word(number) + word(1))
+
+        assert sorted(many.items()) == sorted(
+            (word(number), word(number) + word(1)) for number in range(20_000)
+        )
+
+
+def test_a_bucket_larger_than_the_question_is_asked_for_again(
+    words: bpf.Map, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bpf, "_BATCH", 1)
+    for number in range(64):
+        words.update(word(number), word(0))
+
+    assert sorted(key for key, _value in words.items()) == sorted(map(word, range(64)))
+
+
+def test_what_is_taken_is_gone(words: bpf.Map) -> None:
+    words.update(word(1), word(10))
+
+    assert words.take(word(1)) == word(10)
+    assert words.take(word(1)) is None
+    assert words.lookup(word(1)) is None
+
+
+def test_waiting_for_programs_comes_to_an_end_and_leaks_no_descriptor() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+
+    for _ in range(3):
+        bpf.wait_for_programs()
+
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_per_cpu_value_has_a_place_for_each_cpu() -> None:
@@ -146,6 +173,14 @@ def test_memory_is_the_map_itself() -> None:
         array.update(word(0), b"abcdefgh")
         assert memory[:8] == b"abcdefgh"
         assert len(memory) % 4096 == 0
+        memory.close()
+
+
+def test_elements_lie_eight_bytes_apart_however_small() -> None:
+    with bpf.Map(create(_ARRAY, key=4, value=4, entries=600, flags=_MMAPABLE)) as array:
+        array.update(word(599), b"abcd")
+        memory = array.memory(writable=False)
+        assert memory[599 * 8 : 599 * 8 + 4] == b"abcd"
         memory.close()
 
 

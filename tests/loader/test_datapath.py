@@ -6,18 +6,29 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from pyroute2 import IPRoute
 from pyroute2.netlink.rtnl import RTMGRP_LINK
 
-from loader import bpf, datapath, types
-from loader.compile import PROGRAM
+from loader import bpf, datapath, source, types
+from loader.compile import PARTS, PROGRAM
 from loader.errors import ShuntError
 from loader.maps import Maps, versioned
+from loader.sizes import sizes
 from loader.types import Mode
-from tests.loader.conftest import Host, binding_request, frame, settings
+from tests.loader.conftest import (
+    Host,
+    binding_request,
+    eventually,
+    frame,
+    remove_pins,
+    settings,
+)
+from tests.loader.test_links import message, vlan
 
 _PROG_LOAD, _XDP, _PASS = 5, 6, 2
 
@@ -174,14 +185,14 @@ def test_attaching_twice_replaces_without_a_moment_of_none(host: Host, loaded: P
     old = program_id(loaded)
     datapath.load(loaded)
 
-    def replace() -> list[int | None]:
+    def exchange() -> list[int | None]:
         with IPRoute() as monitor:
             monitor.bind(RTMGRP_LINK)
             datapath.attach(loaded, ["public"])
             changes = [message.get_attr("IFLA_XDP") for message in monitor.get()]
             return [xdp.get_attr("IFLA_XDP_PROG_ID") for xdp in changes]
 
-    assert host.run(replace) == [program_id(loaded)]
+    assert host.run(exchange) == [program_id(loaded)]
     assert host.xdp("public") == f"xdp {program_id(loaded)}" != f"xdp {old}"
 
 
@@ -214,6 +225,184 @@ def test_a_new_version_takes_over_the_maps_with_all_they_hold(host: Host, loaded
     assert dropped == before_counters + 1, "the new program counts in the old maps"
     assert {entry.name for entry in versioned(loaded).iterdir()} >= {PROGRAM, "slots"}
     assert not list(versioned(loaded).glob(f"{PROGRAM}_*"))
+
+
+def parts(pins: Path) -> list[str]:
+    """The pins of maps of parts."""
+    return sorted(entry.name for entry in versioned(pins).glob(f"{PARTS}*"))
+
+
+def test_every_part_is_behind_the_program_after_loading(loaded: Path) -> None:
+    (pin,) = parts(loaded)
+    assert pin == f"{PARTS}{program_id(loaded)}"
+
+    with bpf.Map.open(versioned(loaded) / pin) as calls:
+        found = {}
+        for index, name in source.parts().items():
+            value = calls.lookup(index.to_bytes(4, "little"))
+            assert value is not None, name
+            descriptor = bpf.program_by_id(int.from_bytes(value, "little"))
+            found[index] = bpf.program_info(descriptor).name
+            os.close(descriptor)
+
+    assert found == {index: name[:15] for index, name in source.parts().items()}
+
+
+def test_without_its_parts_the_program_drops_and_says_so(loaded: Path, maps: Maps) -> None:
+    """Why they are pinned: this is what a packet meets else."""
+    datapath.load(loaded)  # the suite's own program has another pin
+    before = maps.counters().dropped
+    descriptor = bpf.pinned(versioned(loaded) / PROGRAM)
+    bpf.test_run(descriptor, frame(binding_request("nope")))
+    with_parts = maps.counters().dropped
+    (versioned(loaded) / f"{PARTS}{program_id(loaded)}").unlink()
+
+    def dropped() -> bool:
+        bpf.test_run(descriptor, frame(binding_request("nope")))
+        return maps.counters().dropped["program"] > before["program"]
+
+    eventually("the kernel has emptied the map of parts", dropped)
+    os.close(descriptor)
+    assert with_parts["no_route"] == before["no_route"] + 1
+    assert with_parts["program"] == before["program"]
+
+
+def test_parts_go_when_no_interface_needs_them_any_more(host: Host, loaded: Path) -> None:
+    first = parts(loaded)
+    attach(host, loaded, "public", "inside")
+    datapath.load(loaded)
+    (second,) = set(parts(loaded)) - set(first)
+    assert parts(loaded) == sorted([*first, second]), "the first is still at work"
+
+    attach(host, loaded, "public")
+    assert parts(loaded) == sorted([*first, second]), "and so it is on the other interface"
+
+    attach(host, loaded, "public", "inside")
+    assert parts(loaded) == [second]
+
+
+def test_parts_stay_if_the_new_program_cannot_be_attached(host: Host, loaded: Path) -> None:
+    attach(host, loaded, "public")
+    before = parts(loaded)
+    datapath.load(loaded)
+
+    with pytest.raises(ShuntError):
+        attach(host, loaded, "public", "nowhere0")
+
+    assert set(before) < set(parts(loaded))
+
+
+def test_other_sizes_than_the_pinned_maps_are_refused_before_anything_is_loaded(
+    loaded: Path,
+) -> None:
+    before = program_id(loaded)
+
+    with pytest.raises(ShuntError, match=r"has 65536 slots.* asks for 131072") as error:
+        datapath.load(loaded, 2)
+
+    assert "shunt agent unload" in error.value.cure
+    assert program_id(loaded) == before
+
+
+def test_maps_are_made_for_as_many_inside_addresses_as_asked_for(own_pins: Path) -> None:
+    datapath.load(own_pins, types.INSIDE_ADDRESSES)
+
+    with Maps(own_pins) as maps:
+        assert maps.sizes == sizes(types.INSIDE_ADDRESSES)
+    remove_pins(own_pins)
+
+
+# VLAN interfaces, told of by messages: not every kernel has them.
+
+
+class Told:
+    """Netlink that answers with these links."""
+
+    def __init__(self, *messages: Any) -> None:
+        self._messages = {message["index"]: message for message in messages}
+
+    def link_lookup(self, ifname: str) -> list[int]:
+        return [
+            index
+            for index, message in self._messages.items()
+            if message.get_attr("IFLA_IFNAME") == ifname
+        ]
+
+    def get_links(self, index: int) -> list[Any]:
+        return [self._messages[index]]
+
+
+def carrier(name: str, *messages: Any) -> datapath._Carrier:
+    return datapath._carrier(cast(IPRoute, Told(*messages)), name)
+
+
+def test_a_vlan_interface_is_served_by_its_parent() -> None:
+    links = message(7, "eth0"), vlan(8, "eth0.100", below=7, id=100, mtu=1400)
+
+    assert carrier("eth0.100", *links) == datapath._Carrier("eth0", 7, vlan=100, mtu=1400)
+    assert carrier("eth0", *links) == datapath._Carrier("eth0", 7, vlan=0, mtu=1500)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [("double", "double is a VLAN inside the VLAN single"), ("service", "cannot use .* service")],
+)
+def test_vlans_that_the_relay_cannot_tell_are_refused(name: str, complaint: str) -> None:
+    with pytest.raises(ShuntError, match=complaint) as error:
+        carrier(
+            name,
+            message(7, "eth0"),
+            vlan(8, "single", below=7, id=100),
+            vlan(9, "double", below=8, id=200),
+            vlan(10, "service", below=7, id=100, protocol=0x88A8),
+        )
+
+    assert "tag" in error.value.cure
+
+
+def test_a_vlan_interface_whose_parent_is_elsewhere_is_refused() -> None:
+    with pytest.raises(ShuntError, match="cannot use the VLAN interface lost"):
+        carrier("lost", vlan(9, "lost", below=7, id=100, link_netnsid=0))
+
+
+def test_the_parent_of_several_is_attached_once(
+    host: Host, loaded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, put, attached = datapath._carrier, datapath._attach, []
+
+    def pretend(netlink: IPRoute, name: str) -> datapath._Carrier:
+        parent, _, number = name.partition(".")
+        return replace(own(netlink, parent), vlan=int(number or 0))
+
+    def count(netlink: IPRoute, descriptor: int, to: datapath._Carrier) -> tuple[Mode, str]:
+        attached.append(to.name)
+        return put(netlink, descriptor, to)
+
+    monkeypatch.setattr(datapath, "_carrier", pretend)
+    monkeypatch.setattr(datapath, "_attach", count)
+    done = attach(host, loaded, "inside.100", "public", "inside", "inside.200")
+
+    assert attached == ["inside", "public"]
+    assert [(a.interface, a.vlan, a.mode) for a in done] == [
+        ("inside.100", 100, Mode.NATIVE),
+        ("public", 0, Mode.NATIVE),
+        ("inside", 0, Mode.NATIVE),
+        ("inside.200", 200, Mode.NATIVE),
+    ]
+
+
+def test_the_program_is_on_the_parent_and_not_on_its_vlan(vlans: Host, loaded: Path) -> None:
+    vlans.ip("link set inside.100 mtu 1400")
+
+    done = attach(vlans, loaded, "public", "inside.100", "inside")
+
+    inside = done[2].ifindex
+    assert [(a.interface, a.ifindex, a.vlan, a.mtu) for a in done[1:]] == [
+        ("inside.100", inside, 100, 1400),
+        ("inside", inside, 0, 1500),
+    ]
+    assert vlans.xdp("inside.100") == "none"
+    assert vlans.xdp("inside") == f"xdp {program_id(loaded)}"
 
 
 def test_unload_takes_everything_away_and_can_be_repeated(host: Host, loaded: Path) -> None:

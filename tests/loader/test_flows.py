@@ -7,16 +7,23 @@ from typing import Any
 
 import pytest
 
-from loader import bpf, types
+from loader import bpf, datapath, types
 from loader.compile import PROGRAM
 from loader.flows import IDLE_SECONDS, REST_SECONDS, Flow, FlowTable, ticks
 from loader.maps import Maps, versioned
 from loader.types import TICK, State
-from tests.loader.conftest import FIRST_PORT, LAST_PORT, binding_request, frame, settings
+from tests.loader.conftest import (
+    FIRST_PORT,
+    LAST_PORT,
+    binding_request,
+    empty,
+    frame,
+    remove_pins,
+    settings,
+)
 
 PORTS = range(FIRST_PORT, LAST_PORT + 1)
 NOW = 1000.0
-CLIENT = types.Client4(address=0xC612000A, port=50000, vip=0)
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def knock(maps: Maps, pins: Path) -> Iterator[Callable[..., int]]:
 
 def put(
     maps: Maps,
-    port: int,
+    index: int,
     state: State = State.ESTABLISHED,
     *,
     route: int = 1,
@@ -52,18 +59,18 @@ def put(
     seen: float = NOW,
     since: float = NOW,
     transceiver: int = 0,
+    vip: int = 0,
 ) -> None:
     """A slot as the program would have left it."""
-    slot = maps.slots[port]
+    slot = maps.slots[index]
     there, back = slot["to_transceiver"], slot["to_client"]
     there["state"] = back["state"] = state
     there["route"], there["next_route"] = route, next_route
     there["seen"], there["since"] = ticks(seen), ticks(since)
     there["transceiver"] = back["transceiver"] = transceiver
-    back["client"] = list(types.packed_address("198.18.0.10"))
-    back["client_port"] = CLIENT.port
-    if state is State.ESTABLISHED:
-        maps._maps["flows4"].update(bytes(CLIENT), port.to_bytes(4, "little"))
+    there["vip"] = back["vip"] = vip
+    there["client"] = back["client"] = list(types.packed_address("198.18.0.10"))
+    there["client_port"] = back["client_port"] = 50000
 
 
 def state(maps: Maps, port: int) -> State:
@@ -74,11 +81,11 @@ def state(maps: Maps, port: int) -> State:
 
 
 def drained(maps: Maps) -> list[int]:
-    """All that is in the queue of free ports."""
-    ports = []
-    while (port := maps.take_free()) is not None:
-        ports.append(port)
-    return ports
+    """All slots that may be opened, in their order."""
+    slots = []
+    while (slot := maps.take_free()) is not None:
+        slots.append(slot)
+    return slots
 
 
 # Time.
@@ -243,54 +250,50 @@ def test_pending_slots_end_by_idleness_too(maps: Maps, table: FlowTable) -> None
     assert state(maps, 20001) is State.CLOSING
 
 
-def test_closing_takes_the_clients_entry_away(maps: Maps, table: FlowTable) -> None:
-    put(maps, 20001)
-    assert [port for _client, port in maps.flows4()] == [20001]
-
-    table.close_routes([1], known=[], now=NOW)
-
-    assert list(maps.flows4()) == []
-
-
-def test_closing_leaves_the_entry_of_the_clients_newer_flow(maps: Maps, table: FlowTable) -> None:
-    put(maps, 20001, route=1)
-    put(maps, 20002, route=2)
-
-    table.close_routes([1], known=[], now=NOW)
-
-    assert [port for _client, port in maps.flows4()] == [20002]
-
-
-@pytest.mark.parametrize("by", ["close", "free"])
-def test_a_closed_or_freed_slot_keeps_no_checks(maps: Maps, table: FlowTable, by: str) -> None:
-    check = types.Transaction()
-    check.id[0] = 42
-    handshake = types.Handshake()
-    handshake.checks[1] = check
-    maps._maps["handshakes"].update((20001).to_bytes(4, "little"), bytes(handshake))
-    maps._maps["checks"].update(bytes(check), (20001).to_bytes(4, "little"))
-    if by == "close":
-        put(maps, 20001)
-        table.close_routes([1], known=[], now=NOW)
-    else:  # the program closes slots as well, and leaves their checks
-        put(maps, 20001, State.CLOSING, since=NOW - 60)
-        table.sweep([], now=NOW)
-
-    assert maps._maps["checks"].lookup(bytes(check)) is None
-
-
-def test_freeing_a_slot_that_the_program_closed_forgets_its_client(
-    maps: Maps, table: FlowTable
+@pytest.mark.parametrize("ended", [[7], [7, 99]])
+def test_a_routes_own_entry_names_the_slots_to_look_at(
+    maps: Maps, table: FlowTable, ended: list[int]
 ) -> None:
-    put(maps, 20001)
-    put(maps, 20001, State.CLOSING, since=NOW - 60)
+    put(maps, 20001, route=7)
+    put(maps, 20002, route=7)
+    put(maps, 20003, route=8)
+    put(maps, 20004, State.CLOSING, route=7, since=NOW - 5)
 
-    table.sweep([], now=NOW)
+    among = [20001, 20003, 20004, 0, 0, 20001]
+    assert table.close_routes(ended, known=[8], now=NOW, among=among) == 1
 
-    assert list(maps.flows4()) == []
+    assert [state(maps, slot) for slot in (20001, 20002, 20003)] == [
+        *(State.CLOSING, State.ESTABLISHED, State.ESTABLISHED)
+    ]
+    assert int(maps.slots["to_transceiver"][20004]["since"]) == ticks(NOW - 5)
 
 
-# The queue of free ports.
+def test_flows_of_other_addresses_are_closed(maps: Maps, table: FlowTable) -> None:
+    put(maps, 20001, vip=0)
+    put(maps, 20002, State.PENDING, vip=1)
+    put(maps, 20003, State.CLOSING, vip=1, since=NOW - 5)
+
+    assert table.close_addresses(vips=[1, 3], entries=[1], now=NOW) == 1
+    assert [state(maps, 20001), state(maps, 20002)] == [State.ESTABLISHED, State.CLOSING]
+
+    assert table.close_addresses(vips=[], entries=[0], now=NOW) == 1
+    assert state(maps, 20001) is State.CLOSING
+
+
+def test_route_ids_are_told_apart_however_far_apart_they_lie(maps: Maps, table: FlowTable) -> None:
+    """They share places in what the sweep looks them up in, and 0 is no route."""
+    known = [1, 2**20 + 1, 2**31, 2**32 - 1, 5, 5 + 2**16, 5 + 2**17]
+    routes = [*known, 2, 2**20 + 2, 2**31 - 1, 5 + 2**18, 0]
+    for place, route in enumerate(routes):
+        put(maps, 20000 + place, route=route)
+
+    assert table.sweep(known, now=NOW) == len(routes) - len(known)
+    assert [state(maps, 20000 + place) for place in range(len(routes))] == [
+        State.ESTABLISHED if route in known else State.CLOSING for route in routes
+    ]
+
+
+# The slots that may be opened.
 
 
 def test_at_first_every_port_is_free_once(maps: Maps) -> None:
@@ -298,7 +301,7 @@ def test_at_first_every_port_is_free_once(maps: Maps) -> None:
     assert drained(maps) == list(PORTS)
 
 
-def test_rebuilding_twice_queues_no_port_twice(maps: Maps, table: FlowTable) -> None:
+def test_rebuilding_twice_frees_no_port_twice(maps: Maps, table: FlowTable) -> None:
     table.rebuild_free()
 
     assert drained(maps) == list(PORTS)
@@ -313,20 +316,22 @@ def test_ports_in_use_or_at_rest_are_not_free(maps: Maps, table: FlowTable) -> N
     assert drained(maps) == [port for port in PORTS if port not in (20001, 20002, 20003)]
 
 
-def test_a_port_lost_between_freeing_and_queueing_comes_back(maps: Maps, table: FlowTable) -> None:
+def test_a_port_lost_between_freeing_and_saying_so_comes_back(
+    maps: Maps, table: FlowTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(maps, 20001, State.CLOSING, since=NOW - 60)
     drained(maps)
 
     class Died(Exception):
         pass
 
-    def die(port: int) -> None:
+    def die(slots: object) -> None:
         raise Died
 
-    maps.free = die  # type: ignore[method-assign]
-    with pytest.raises(Died):
-        table.sweep([], now=NOW)
-    del maps.free
+    with monkeypatch.context() as patch:
+        patch.setattr(maps, "free_slots", die)
+        with pytest.raises(Died):
+            table.sweep([], now=NOW)
     assert drained(maps) == []
 
     FlowTable(maps).rebuild_free()
@@ -341,7 +346,7 @@ def test_with_another_range_only_its_ports_are_handed_out(maps: Maps, table: Flo
     assert drained(maps) == list(range(20032, 20101))
 
 
-def test_flows_outside_another_range_are_closed_and_their_ports_never_queued(
+def test_flows_outside_another_range_are_closed_and_their_ports_never_opened(
     maps: Maps, table: FlowTable
 ) -> None:
     put(maps, 20001, State.PENDING)
@@ -365,7 +370,7 @@ def test_closing_all_closes_every_flow(maps: Maps, table: FlowTable) -> None:
     put(maps, 20003, State.CLOSING, since=NOW - 5)
 
     assert table.close_all(now=NOW) == 2
-    assert list(maps.flows4()) == []
+    assert {state(maps, port) for port in (20001, 20002, 20003)} == {State.CLOSING}
 
 
 def test_the_program_takes_each_port_once(
@@ -396,6 +401,8 @@ def test_a_flow_is_told_as_the_program_made_it(
 
     length = len(frame(binding_request("abcd"))) - 14
     assert flow == Flow(
+        slot=port,
+        inside=0,
         port=port,
         state=State.PENDING,
         client="198.18.0.10",
@@ -413,6 +420,26 @@ def test_a_flow_is_told_as_the_program_made_it(
 
 def test_free_slots_are_no_flows(maps: Maps, table: FlowTable) -> None:
     assert table.flows(now=NOW) == []
+    assert table.count() == 0
+
+
+def test_flows_come_by_slot_and_no_more_than_asked_for(maps: Maps, table: FlowTable) -> None:
+    for slot in (20003, 20001, 20002):
+        put(maps, slot, State.CLOSING if slot == 20002 else State.PENDING)
+
+    assert [flow.slot for flow in table.flows(now=NOW)] == [20001, 20002, 20003]
+    assert [flow.slot for flow in table.flows(now=NOW, limit=2)] == [20001, 20002]
+    assert table.count() == 3
+
+
+def test_slots_are_told_by_route(maps: Maps, table: FlowTable) -> None:
+    assert table.slots_by_route() == {}
+    put(maps, 20001, route=7)
+    put(maps, 20002, State.CLOSING, route=7)
+    put(maps, 20003, State.PENDING, route=2**32 - 1)
+    put(maps, 20004, State.PENDING, route=7)
+
+    assert table.slots_by_route() == {7: [20001, 20004], 2**32 - 1: [20003]}
 
 
 def test_a_transceiver_is_referred_to_until_its_last_port_is_free(
@@ -432,3 +459,79 @@ def test_the_highest_route_counts_those_to_come(maps: Maps, table: FlowTable) ->
     put(maps, 20002, route=3, next_route=19)
 
     assert table.highest_route() == 19
+
+
+# Several inside addresses.
+
+
+@pytest.fixture(scope="module")
+def wide_pins() -> Iterator[Path]:
+    """Maps for three inside addresses, with a program that fits them."""
+    pins = Path(f"/sys/fs/bpf/shunt-tl-wide-{os.getpid()}")
+    datapath.load(pins, 3)
+    yield pins
+    remove_pins(pins)
+
+
+@pytest.fixture
+def wide(wide_pins: Path) -> Iterator[Maps]:
+    """Those maps as if just made, with the first two addresses in use."""
+    with Maps(wide_pins, writable=True) as opened:
+        empty(opened)
+        opened.configure(with_addresses(2))
+        yield opened
+
+
+def with_addresses(count: int) -> types.Settings:
+    """Settings with so many inside addresses."""
+    made = settings()
+    for index in range(types.INSIDE_ADDRESSES):
+        used = index < count
+        address = types.packed_address(f"198.18.1.{index + 1}") if used else types.Address()
+        made.inside[index] = types.Inside(ipv4=address, first_slot=index << 16, used=used)
+    return made
+
+
+def test_the_ports_of_all_addresses_are_free_and_take_turns(wide: Maps) -> None:
+    assert FlowTable(wide).rebuild_free() == 2 * len(PORTS)
+    assert drained(wide) == [slot for port in PORTS for slot in (port, (1 << 16) + port)]
+
+
+def test_a_slot_of_another_address_lives_and_ends_as_any(wide: Maps) -> None:
+    table = FlowTable(wide)
+    put(wide, (1 << 16) + 20001)
+    put(wide, (1 << 16) + 20002, State.CLOSING, since=NOW - 60)
+
+    assert table.sweep([1], now=NOW) == 0
+    assert drained(wide) == [(1 << 16) + 20002]
+    (flow,) = table.flows(now=NOW)
+    assert (flow.slot, flow.inside, flow.port) == ((1 << 16) + 20001, 1, 20001)
+    assert table.close_addresses(vips=[], entries=[1], now=NOW) == 1
+
+
+def test_flows_of_an_address_that_is_no_more_are_closed_and_not_opened_again(wide: Maps) -> None:
+    put(wide, (2 << 16) + 20001)
+    put(wide, (1 << 16) + 20001)
+    table = FlowTable(wide)
+
+    assert table.sweep([1], now=NOW) == 1
+    assert state(wide, (2 << 16) + 20001) is State.CLOSING
+
+    wide.slots["to_transceiver"]["seen"][(1 << 16) + 20001] = ticks(NOW + 60)
+    table.sweep([1], now=NOW + 60)
+    assert state(wide, (2 << 16) + 20001) is State.FREE
+    assert drained(wide) == []
+
+
+def test_the_program_opens_slots_of_all_addresses(wide: Maps, wide_pins: Path) -> None:
+    FlowTable(wide).rebuild_free()
+    wide.set_transceiver(5, types.Transceiver(port=40000, resolved=1))
+    wide.add_route("abcd", id=7, transceiver=5)
+    descriptor = bpf.pinned(versioned(wide_pins) / PROGRAM)
+    for client in range(4):
+        bpf.test_run(descriptor, frame(binding_request("abcd"), port=50000 + client))
+    os.close(descriptor)
+
+    assert [(flow.inside, flow.port) for flow in FlowTable(wide).flows(now=NOW)] == [
+        *((0, 20000), (0, 20001), (1, 20000), (1, 20001))
+    ]

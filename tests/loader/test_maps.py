@@ -4,15 +4,19 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from loader import bpf, types
 from loader.compile import PROGRAM
 from loader.errors import ShuntError
-from loader.maps import _SHAPES, Interface, Maps, ufrag_key, versioned
+from loader.maps import Interface, Maps, check_sizes, shapes, ufrag_key, versioned
 from loader.reasons import REASONS
+from loader.sizes import sizes
 from tests.loader.conftest import binding_request, frame, settings
 from tests.loader.test_bpf import create
+
+SHAPES = shapes(sizes(1))
 
 
 def run(pins: Path, packet: bytes) -> int:
@@ -38,7 +42,7 @@ def test_with_nothing_pinned_it_says_what_to_start() -> None:
 def copied(pins: Path, own_pins: Path) -> Path:
     """The suite's maps, pinned a second time, to spoil."""
     versioned(own_pins).mkdir(parents=True)
-    for name in _SHAPES:
+    for name in SHAPES:
         descriptor = bpf.pinned(versioned(pins) / name)
         bpf.pin(descriptor, versioned(own_pins) / name)
         os.close(descriptor)
@@ -54,33 +58,66 @@ def test_a_missing_map_is_no_relay(copied: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["type", "key", "value", "entries", "flags"])
-@pytest.mark.parametrize("name", ["routes", "slots"])
+@pytest.mark.parametrize("name", ["routes", "slots", "flows", "free_ring"])
 def test_a_map_of_another_shape_is_refused_by_name(copied: Path, name: str, field: str) -> None:
-    kind, key, value, entries, flags = _SHAPES[name]
-    shape = {"type": kind, "key": key, "value": value, "entries": entries, "flags": flags}
+    shape = SHAPES[name]._asdict()
+    is_hash = name == "routes"
     if field == "type":
-        shape.update(type=5 if kind == 1 else 6, flags=0)
+        shape.update(type=5 if is_hash else 6, flags=0)
     elif field == "flags":
-        shape["flags"] = 1 if kind == 1 else 0
-    elif field == "key" and kind == 2:
+        shape["flags"] = 1 if is_hash else 0
+    elif field == "key" and not is_hash:
         shape.update(type=1, key=8, flags=0)  # an array's key is always 4 bytes
     else:
-        shape[field] = int(shape[field]) + 8
-    descriptor = create(
-        shape["type"],
-        key=shape["key"],
-        value=shape["value"],
-        entries=shape["entries"],
-        flags=shape["flags"],
-    )
-    (versioned(copied) / name).unlink()
-    bpf.pin(descriptor, versioned(copied) / name)
-    os.close(descriptor)
+        shape[field] += 8
+    exchange(copied, name, create(**shape))
 
     with pytest.raises(ShuntError, match=f"{name} has a shape") as error:
         Maps(copied)
 
     assert "unload" in error.value.cure
+
+
+@pytest.mark.parametrize("slots", [65535, 65537, 17 * 65536])
+def test_a_number_of_slots_that_cannot_be_is_another_shape(copied: Path, slots: int) -> None:
+    exchange(copied, "slots", create(**SHAPES["slots"]._replace(entries=slots)._asdict()))
+
+    with pytest.raises(ShuntError, match="slots has a shape"):
+        Maps(copied)
+
+
+def test_maps_of_different_sizes_do_not_belong_together(copied: Path) -> None:
+    exchange(copied, "slots", create(**shapes(sizes(2))["slots"]._asdict()))
+
+    with pytest.raises(ShuntError, match="has a shape"):
+        Maps(copied)
+
+
+def exchange(pins: Path, name: str, descriptor: int) -> None:
+    """Pin another map in the place of one."""
+    (versioned(pins) / name).unlink()
+    bpf.pin(descriptor, versioned(pins) / name)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("inside", [1, 3])
+def test_its_sizes_are_those_that_it_was_made_with(own_pins: Path, inside: int) -> None:
+    versioned(own_pins).mkdir(parents=True)
+    for name, shape in shapes(sizes(inside)).items():
+        descriptor = create(**shape._asdict())
+        bpf.pin(descriptor, versioned(own_pins) / name)
+        os.close(descriptor)
+
+    with Maps(own_pins) as maps:
+        assert maps.sizes == sizes(inside)
+        assert len(maps.slots) == inside * 65536
+    check_sizes(own_pins, sizes(inside))
+    with pytest.raises(ShuntError, match=f"has {inside * 65536} slots.* asks for 131072"):
+        check_sizes(own_pins, sizes(2))
+
+
+def test_sizes_of_what_is_not_there_are_any(own_pins: Path) -> None:
+    check_sizes(own_pins, sizes(16))
 
 
 def test_opening_and_closing_leaks_no_descriptor(pins: Path, copied: Path) -> None:
@@ -107,21 +144,67 @@ def test_a_reader_cannot_write_slots(pins: Path) -> None:
 
 
 def test_settings_come_back_as_written(maps: Maps) -> None:
-    maps.configure(settings(first_port=1234, last_port=5678))
+    wanted = settings(first_port=1234, last_port=5678)
+    wanted.seed[:] = [1, 2]
 
-    assert bytes(maps.settings()) == bytes(settings(first_port=1234, last_port=5678))
+    maps.configure(wanted)
+
+    found = maps.settings()
+    found.tick = found.jiffies = 0
+    assert bytes(found) == bytes(wanted)
+
+
+def test_the_programs_clock_is_left_alone(maps: Maps) -> None:
+    """With tick 0 in it, the next packet would make its flow years old."""
+    before = types.Settings(tick=123, jiffies=456)
+    maps._maps["settings"].update(bytes(4), bytes(before))
+
+    maps.configure(settings())
+
+    assert (maps.settings().tick, maps.settings().jiffies) == (123, 456)
+
+
+def test_the_seed_is_drawn_once_and_kept(maps: Maps) -> None:
+    zero = settings()
+    zero.seed[:] = [0, 0]
+    maps._maps["settings"].update(bytes(4), bytes(zero))
+
+    maps.configure(settings(first_port=1234))
+    first = list(maps.settings().seed)
+    maps.configure(settings(first_port=2345))
+
+    assert any(first)
+    assert list(maps.settings().seed) == first
+    assert maps.settings().first_port == 2345
+    assert not any(settings().seed), "what was passed in is not changed"
+
+
+def test_no_two_relays_have_the_same_seed(maps: Maps) -> None:
+    seeds = set()
+    for _ in range(3):
+        maps._maps["settings"].update(bytes(4), bytes(types.Settings()))
+        maps.configure(types.Settings())
+        seeds |= set(maps.settings().seed)
+
+    assert len(seeds) == 6
 
 
 def test_interfaces_come_back_as_written_and_shrink(maps: Maps) -> None:
     two = [
-        Interface(name="public0", ifindex=7, inside=False, mode=types.Mode.NATIVE),
-        Interface(name="a-name-of-15-ch", ifindex=8, inside=True, mode=types.Mode.GENERIC),
+        Interface("public0", 7, inside=False, mode=types.Mode.NATIVE, mtu=1500),
+        Interface("a-name-of-15-ch", 8, inside=True, mode=types.Mode.GENERIC, vlan=4094, mtu=9000),
     ]
     maps.set_interfaces(two)
     assert maps.interfaces() == two
 
     maps.set_interfaces(two[1:])
     assert maps.interfaces() == two[1:]
+
+
+def test_an_mtu_beyond_any_ip_packet_is_the_largest_packet(maps: Maps) -> None:
+    maps.set_interfaces([Interface("lo", 1, inside=True, mode=types.Mode.GENERIC, mtu=65536)])
+
+    assert maps.interfaces()[0].mtu == 65535
 
 
 def test_only_transceivers_in_use_are_listed(maps: Maps) -> None:
@@ -143,8 +226,20 @@ def test_a_route_is_made_once_and_removed_once(maps: Maps) -> None:
     assert (ufrag, route.id, route.transceiver, list(route.slots)) == ("a+/Z", 3, 9, [0] * 8)
     with pytest.raises(FileExistsError):
         maps.add_route("a+/Z", id=4, transceiver=9)
-    assert maps.remove_route("a+/Z")
-    assert not maps.remove_route("a+/Z")
+    removed = maps.remove_route("a+/Z")
+    assert removed is not None
+    assert removed.id == 3
+    assert maps.remove_route("a+/Z") is None
+
+
+@pytest.mark.parametrize(("checks", "flags"), [(True, 0), (False, types.ROUTE_NO_CHECKS)])
+def test_a_route_says_whether_its_transceiver_makes_checks(
+    maps: Maps, checks: bool, flags: int
+) -> None:
+    maps.add_route("abcd", id=3, transceiver=9, checks=checks)
+
+    ((_ufrag, route),) = maps.routes()
+    assert route.flags == flags
 
 
 def test_a_ufrag_is_not_the_beginning_of_another(maps: Maps) -> None:
@@ -161,7 +256,7 @@ def test_what_cannot_be_a_key_is_a_value_error(ufrag: str) -> None:
 
 
 def test_a_full_route_map_says_so(maps: Maps) -> None:
-    for number in range(types.ROUTES):
+    for number in range(maps.sizes.routes):
         maps.add_route(f"{number:06}", id=number + 1, transceiver=0)
 
     with pytest.raises(ShuntError, match="route map is full"):
@@ -171,11 +266,62 @@ def test_a_full_route_map_says_so(maps: Maps) -> None:
     maps.add_route("onemore", id=70000, transceiver=0)
 
 
-def test_free_ports_are_taken_in_the_order_they_were_freed(maps: Maps) -> None:
-    for port in (20007, 20003, 20005):
-        maps.free(port)
+def test_free_slots_are_taken_in_the_order_they_were_freed(maps: Maps) -> None:
+    maps.free_slots([20007, 20003])
+    maps.free(20005)
 
     assert [maps.take_free() for _ in range(4)] == [20007, 20003, 20005, None]
+
+
+def test_a_forgotten_slot_is_not_taken(maps: Maps) -> None:
+    maps.free_slots(range(20000, 20010))
+    maps.take_free()
+
+    maps.forget_free()
+
+    assert maps.take_free() is None
+    maps.free(20001)
+    assert [maps.take_free(), maps.take_free()] == [20001, None]
+
+
+def place_ring(maps: Maps, at: int) -> None:
+    """Head and tail of the ring as after so many slots."""
+    maps._maps["free_head"].update(bytes(4), bytes(types.FreeHead(head=at)))
+    maps._free_tail[0] = at
+
+
+@pytest.mark.parametrize("at", [2**32 - 3, 65536 - 3, 2**31 - 3])
+def test_the_ring_goes_round_and_counts_beyond_32_bits(maps: Maps, pins: Path, at: int) -> None:
+    place_ring(maps, at)
+    maps.set_transceiver(0, types.Transceiver(port=40000))
+    maps.add_route("abcd", id=77, transceiver=0)
+    maps.free_slots(range(20000, 20006))
+
+    for client in range(4):  # the program goes round, and so does who takes its part
+        run(pins, frame(binding_request("abcd"), port=50000 + client))
+
+    assert np.flatnonzero(maps.slots["to_transceiver"]["state"]).tolist() == [*range(20000, 20004)]
+    assert [maps.take_free() for _ in range(3)] == [20004, 20005, None]
+
+
+def test_all_slots_can_be_free_at_once(maps: Maps) -> None:
+    place_ring(maps, 12345)
+
+    maps.free_slots(np.arange(maps.sizes.slots))
+
+    assert maps.take_free() == 0
+    head = int.from_bytes(maps._maps["free_head"].lookup(bytes(4))[4:], "little")  # type: ignore[index]
+    assert int(maps._free_tail[0]) - head == maps.sizes.slots - 1
+
+
+def test_without_a_free_slot_a_new_client_is_refused(maps: Maps, pins: Path) -> None:
+    maps.set_transceiver(0, types.Transceiver(port=40000))
+    maps.add_route("abcd", id=77, transceiver=0)
+    before = maps.counters().dropped["table_full"]
+
+    run(pins, frame(binding_request("abcd")))
+
+    assert maps.counters().dropped["table_full"] == before + 1
 
 
 def test_slots_are_the_program_s_own_memory(maps: Maps, pins: Path) -> None:
@@ -188,41 +334,9 @@ def test_slots_are_the_program_s_own_memory(maps: Maps, pins: Path) -> None:
     slot = maps.slots[20010]
     assert slot["to_transceiver"]["route"] == 77
     assert slot["to_transceiver"]["state"] == slot["to_client"]["state"] == types.State.PENDING
-    assert slot["to_client"]["client_port"] == 50123
-    assert types.text_address(bytes(slot["to_client"]["client"])) == "198.18.0.10"
-
-
-def flows4_of(maps: Maps) -> bpf.Map:
-    return maps._maps["flows4"]
-
-
-def test_a_client_is_forgotten_only_by_its_own_port(maps: Maps) -> None:
-    client = types.Client4(address=0xC612000A, port=50000, vip=0)
-    flows4_of(maps).update(bytes(client), (20001).to_bytes(4, "little"))
-
-    maps.forget_client(client, port=20002)
-    assert [port for _client, port in maps.flows4()] == [20001]
-
-    maps.forget_client(client, port=20001)
-    assert list(maps.flows4()) == []
-
-
-def test_a_slots_checks_are_forgotten_but_not_anothers(maps: Maps) -> None:
-    checks, handshakes = maps._maps["checks"], maps._maps["handshakes"]
-    mine, not_mine = types.Transaction(), types.Transaction()
-    mine.id[0], not_mine.id[0] = 1, 2
-    handshake = types.Handshake()
-    handshake.checks[0], handshake.checks[1] = mine, not_mine
-    handshakes.update((20001).to_bytes(4, "little"), bytes(handshake))
-    checks.update(bytes(mine), (20001).to_bytes(4, "little"))
-    checks.update(bytes(not_mine), (20002).to_bytes(4, "little"))
-
-    maps.forget_checks(20001)
-
-    assert checks.lookup(bytes(mine)) is None
-    assert checks.lookup(bytes(not_mine)) == (20002).to_bytes(4, "little")
-    checks.delete(bytes(not_mine))
-    handshakes.update((20001).to_bytes(4, "little"), bytes(types.Handshake()))
+    for half in ("to_transceiver", "to_client"):
+        assert slot[half]["client_port"] == 50123
+        assert types.text_address(bytes(slot[half]["client"])) == "198.18.0.10"
 
 
 # Counters.

@@ -40,7 +40,22 @@ def test_the_include_tree_is_there() -> None:
     assert (source.kernel_source() / "include/linux/kconfig.h").is_file()
 
 
-@pytest.mark.parametrize("file", ["shunt.c", "nat.h", "types.h"])
+def test_each_part_is_a_function_of_the_program_at_its_own_index() -> None:
+    text = "".join(path.read_text() for path in source.BPF_FOLDER.glob("*.[ch]"))
+    programs = set(re.findall(r"^int (shunt\w*)\(struct xdp_md \*ctx\)", text, re.MULTILINE))
+
+    assert set(source.parts().values()) | {"shunt"} == programs
+    assert list(source.parts()) == list(range(len(source.parts())))
+
+
+def test_no_entry_of_a_list_is_overlooked() -> None:
+    """However clang-format breaks its lines."""
+    for header in ("reasons.h", "parts.h"):
+        written = (source.BPF_FOLDER / header).read_text()
+        assert len(source.entries(header)) == len(re.findall(r"\bX\(\d+,", written)) > 0
+
+
+@pytest.mark.parametrize("file", ["shunt.c", "slot.h", "types.h"])
 def test_a_compile_error_names_the_file_and_line_to_edit(tmp_path: Path, file: str) -> None:
     shutil.copytree(ROOT / "loader", tmp_path / "loader")
     shutil.copytree(ROOT / "bpf", tmp_path / "bpf")

@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from loader.table import LEASE_SECONDS, Lease, Refused, Registered, RouteTable, instance_number
+from loader.table import (
+    LEASE_SECONDS,
+    Lease,
+    Refused,
+    Registered,
+    Route,
+    RouteTable,
+    instance_number,
+)
 
 FIRST = "first-process-of-x1"
 SECOND = "second-process-of-x1"
@@ -35,6 +43,13 @@ def register(
         capacity=capacity,
         now=now,
     )
+
+
+def add_route(table: RouteTable, ufrag: str = "abcd", *, checks: bool = True) -> Route:
+    """A route of x1 that is not there yet."""
+    route = table.add_route(ufrag, transceiver="x1", instance=FIRST, checks=checks)
+    assert route is not None
+    return route
 
 
 def refusal(error: pytest.ExceptionInfo[Refused]) -> int:
@@ -87,7 +102,8 @@ def test_routes_end_with_the_lease_and_others_stay(table: RouteTable) -> None:
 
     assert list(ended.routes) == ["one+"]
     assert table.owner("one+") is None
-    assert table.route_ids() == [kept]
+    assert kept is not None
+    assert table.route_ids() == [kept.id]
 
 
 def test_deregistering_ends_the_lease_and_can_be_repeated(table: RouteTable) -> None:
@@ -186,25 +202,45 @@ def test_a_process_that_moves_starts_a_lease_anew_and_is_not_superseded(table: R
 def test_a_route_leads_to_its_transceiver(table: RouteTable) -> None:
     lease = register(table).lease
 
-    id = table.add_route("abcd", transceiver="x1", instance=FIRST)
+    route = add_route(table)
 
     assert table.owner("abcd") is lease
-    assert table.route_ids() == [id]
+    assert table.route_ids() == [route.id]
+    assert lease.routes == {"abcd": route}
 
 
 def test_making_a_route_again_does_no_harm(table: RouteTable) -> None:
     register(table)
-    id = table.add_route("abcd", transceiver="x1", instance=FIRST)
+    route = add_route(table)
 
     assert table.add_route("abcd", transceiver="x1", instance=FIRST) is None
-    assert table.route_ids() == [id]
+    assert table.route_ids() == [route.id]
 
 
-def test_removing_a_route_gives_its_id_once(table: RouteTable) -> None:
+def test_a_route_says_whether_its_transceiver_makes_checks(table: RouteTable) -> None:
     register(table)
-    id = table.add_route("abcd", transceiver="x1", instance=FIRST)
 
-    assert table.remove_route("abcd", instance=FIRST) == id
+    assert add_route(table, "with").checks
+    assert not add_route(table, "without", checks=False).checks
+
+
+@pytest.mark.parametrize("checks", [True, False])
+def test_a_route_is_not_changed_by_making_it_again(table: RouteTable, checks: bool) -> None:
+    lease = register(table).lease
+    route = add_route(table, checks=checks)
+
+    with pytest.raises(Refused, match="remove it first") as error:
+        table.add_route("abcd", transceiver="x1", instance=FIRST, checks=not checks)
+
+    assert refusal(error) == 409
+    assert lease.routes == {"abcd": route}
+
+
+def test_a_route_is_removed_once(table: RouteTable) -> None:
+    register(table)
+    route = add_route(table)
+
+    assert table.remove_route("abcd", instance=FIRST) == route
     assert table.remove_route("abcd", instance=FIRST) is None
 
 
@@ -331,7 +367,7 @@ def test_route_ids_are_never_used_twice(table: RouteTable) -> None:
     register(table)
     seen = set()
     for _ in range(50):
-        seen.add(table.add_route("abcd", transceiver="x1", instance=FIRST))
+        seen.add(add_route(table).id)
         table.remove_route("abcd", instance=FIRST)
 
     assert len(seen) == 50
@@ -381,7 +417,7 @@ def adopted(**change: object) -> Lease:
         http="",
         capacity=100,
         expires=0.0,
-        routes={"abcd": 17},
+        routes={"abcd": Route(17)},
     )
     return replace(lease, **change)  # type: ignore[arg-type]
 
@@ -391,7 +427,7 @@ def test_an_adopted_transceiver_has_one_lease_of_time_to_renew(table: RouteTable
 
     assert table.expire(now=1000.0 + LEASE_SECONDS - 0.1) == []
     (ended,) = table.expire(now=1000.0 + LEASE_SECONDS)
-    assert ended.routes == {"abcd": 17}
+    assert ended.routes == {"abcd": Route(17)}
 
 
 def test_a_renewal_after_adoption_keeps_routes_and_index(table: RouteTable) -> None:
@@ -417,13 +453,13 @@ def test_a_new_instance_after_adoption_does_not_keep_them(table: RouteTable) -> 
 
 def test_new_route_ids_lie_above_all_adopted_ones(table: RouteTable) -> None:
     table.adopt(adopted(), now=0.0)
-    assert table.add_route("efgh", transceiver="x1", instance=FIRST) == 18
+    assert add_route(table, "efgh").id == 18
 
     table.adopt_route_ids(500)
-    assert table.add_route("ijkl", transceiver="x1", instance=FIRST) == 501
+    assert add_route(table, "ijkl").id == 501
 
     table.adopt_route_ids(3)
-    assert table.add_route("mnop", transceiver="x1", instance=FIRST) == 502
+    assert add_route(table, "mnop").id == 502
 
 
 def test_indexes_that_slots_still_name_are_kept_from_new_transceivers(table: RouteTable) -> None:

@@ -15,19 +15,24 @@ from typing import Any
 import pytest
 
 from loader import types
+from loader.sizes import sizes
 from loader.source import BPF_FOLDER, compiler_flags, kernel_source
 
 STRUCTURES = {
     "shunt_vip": types.Vip,
+    "shunt_inside": types.Inside,
+    "shunt_link": types.Link,
     "shunt_settings": types.Settings,
     "shunt_interface": types.Interface,
     "shunt_ufrag": types.Ufrag,
     "shunt_route": types.Route,
+    "shunt_next_hop": types.NextHop,
     "shunt_transceiver": types.Transceiver,
-    "shunt_client4": types.Client4,
     "shunt_slot": types.Slot,
     "shunt_transaction": types.Transaction,
     "shunt_handshake": types.Handshake,
+    "shunt_bucket": types.Bucket,
+    "shunt_free_head": types.FreeHead,
     "shunt_traffic": types.Traffic,
 }
 PROGRAMS_OWN = {
@@ -35,19 +40,29 @@ PROGRAMS_OWN = {
     "shunt_scratch",  # never leaves the program
 }
 CONSTANTS = {
-    "PORTS": types.PORTS,
-    "ROUTES": types.ROUTES,
+    "PORT_BITS": types.PORT_BITS,
     "TRANSCEIVERS": types.TRANSCEIVERS,
     "VIPS": types.VIPS,
+    "INSIDE_ADDRESSES": types.INSIDE_ADDRESSES,
     "INTERFACES": types.INTERFACES,
     "UFRAG_LENGTH": types.UFRAG_LENGTH,
     "ROUTE_SLOTS": types.ROUTE_SLOTS,
     "REQUESTS": types.REQUESTS,
     "CHECKS": types.CHECKS,
+    "BUCKET_ENTRIES": types.BUCKET_ENTRIES,
     "ROUTE_NO_CHECKS": types.ROUTE_NO_CHECKS,
     "DIRECTIONS": types.DIRECTIONS,
     **{state.name: state.value for state in types.State},
     **{direction.name: direction.value for direction in types.Direction},
+}
+
+BYTES = {types.Address, ctypes.c_uint8 * 12}  # words in C, bytes in Python
+SIZES = {
+    "SLOTS": sizes(1).slots,
+    "BUCKETS": sizes(1).buckets,
+    "RING": sizes(1).ring,
+    "ROUTES": sizes(1).routes,
+    "CHECKS_UNDER_WAY": sizes(1).checks,
 }
 
 HEADER = (BPF_FOLDER / "types.h").read_text()
@@ -89,14 +104,8 @@ def assertions(structure: str, mirror: Any) -> Iterator[str]:
     for path, offset, kind in fields(mirror):
         yield f"__builtin_offsetof(struct {structure}, {path}) == {offset}"
         yield f"sizeof({place}->{path}) == {ctypes.sizeof(kind)}"
-        if issubclass(kind, ctypes.Array) and kind is not types.Address:
-            yield (
-                f"sizeof({place}->{path}) / sizeof({place}->{path}[0]) == {len(kind())}"
-                if (
-                    structure != "shunt_transaction"  # three words in C, twelve bytes in Python
-                )
-                else f"sizeof({place}->{path}) == {len(kind())}"
-            )
+        if issubclass(kind, ctypes.Array) and kind not in BYTES:
+            yield f"sizeof({place}->{path}) / sizeof({place}->{path}[0]) == {len(kind())}"
 
 
 def asserting(claims: Iterator[str] | list[str]) -> str:
@@ -111,7 +120,7 @@ def test_every_field_has_the_name_offset_and_size_that_it_has_in_c() -> None:
 
 
 def test_constants_have_the_values_that_they_have_in_c() -> None:
-    claims = [f"SHUNT_{name} == {value}" for name, value in CONSTANTS.items()]
+    claims = [f"SHUNT_{name} == {value}" for name, value in (CONSTANTS | SIZES).items()]
     assert compile_c(asserting(claims)) == ""
 
 
@@ -148,7 +157,7 @@ def test_every_structure_has_its_mirror() -> None:
 def test_every_constant_has_its_mirror() -> None:
     defined = set(re.findall(r"#define SHUNT_(\w+) \S", WITHOUT_COMMENTS))
     listed = set(re.findall(r"^\tSHUNT_(\w+) = ", WITHOUT_COMMENTS, flags=re.MULTILINE))
-    assert defined | listed == set(CONSTANTS)
+    assert defined | listed == set(CONSTANTS) | set(SIZES)
 
 
 def big_endian_in_c(structure: str) -> set[str]:
@@ -176,7 +185,7 @@ def test_each_half_of_a_slot_is_one_cache_line(half: str) -> None:
 
 
 def test_a_tick_is_the_programs() -> None:
-    shift = re.search(r"#define SHUNT_TICK_SHIFT (\d+)", (BPF_FOLDER / "flow.h").read_text())
+    shift = re.search(r"#define SHUNT_TICK_SHIFT (\d+)", (BPF_FOLDER / "clock.h").read_text())
     assert shift
     assert 2 ** int(shift[1]) / 1e9 == types.TICK
 

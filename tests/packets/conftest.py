@@ -20,7 +20,7 @@ def bench() -> Iterator[Relay]:
     pins = Path(f"/sys/fs/bpf/shunt-test-{os.getpid()}")
     namespace = f"t-packets-{os.getpid()}"
     try:
-        datapath.load(pins)
+        datapath.load(pins, inside=2)
         create(namespace)
         with Relay(pins, namespace) as bench:
             yield bench

@@ -1,4 +1,4 @@
-"""A bench for the compiled program: scapy frames in, what became of them out, by test runs.
+"""A bench for the compiled program: frames in, what became of them out, by test runs.
 
 `Relay.receive` holds every single packet to the rules that have no exception: exactly one counter
 moves, by one packet and the right number of bytes; what is not sent on is not touched either.
@@ -10,83 +10,94 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from pyroute2 import IPRoute
-from scapy.layers.inet import IP, UDP, in4_chksum
-from scapy.layers.l2 import Ether
-from scapy.packet import Packet, Raw
-from scapy.utils import checksum
+from scapy.packet import Packet
 
 from loader import bpf, types
 from loader.compile import PROGRAM
 from loader.flows import ticks
-from loader.maps import Counters, Maps, ufrag_key, versioned
+from loader.maps import Interface, Maps, ufrag_key, versioned
 from tests.packets import messages
+from tests.packets.buckets import first_bucket
+from tests.packets.frames import (
+    CLIENT,
+    CLIENT6,
+    COMBINATIONS,
+    INSIDE,
+    INSIDE_ADDRESS,
+    INSIDE_ADDRESS6,
+    INSIDE_MAC,
+    OTHER_VIP,
+    PORTS,
+    SECOND_PORTS,
+    STRANGER,
+    STRANGER6,
+    TRANSCEIVERS,
+    UFRAG,
+    UFRAG6,
+    VIP,
+    VIP6,
+    VIPS,
+    X1,
+    X2,
+    X6,
+    Endpoint,
+    Pair,
+    client_frame,
+    correct_checksums,
+    partial,
+    transceiver_frame,
+    vip_for,
+)
+from tests.packets.outcome import Outcome, Verdict, account
 from tools.netns import CLONE_NEWNET, RUN_DIR, run_in
 
 __all__ = [
     "CLIENT",
+    "CLIENT6",
+    "COMBINATIONS",
     "INSIDE_ADDRESS",
+    "INSIDE_ADDRESS6",
+    "INSIDE_MAC",
+    "MTU",
     "OTHER_VIP",
     "PORTS",
+    "SECOND_PORTS",
     "STRANGER",
+    "STRANGER6",
     "UFRAG",
+    "UFRAG6",
     "VIP",
+    "VIP6",
     "X1",
     "X2",
+    "X6",
     "Endpoint",
     "Interfaces",
     "Outcome",
+    "Pair",
     "Relay",
     "Verdict",
     "client_frame",
     "correct_checksums",
     "partial",
+    "slot_of",
     "transceiver_frame",
 ]
 
+MTU = 20000
+"""Of the bench's interfaces: more than a test run takes."""
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where packets come from or go to, and the neighbour on the way there."""
-
-    address: str
-    port: int
-    mac: str
-
-
-CLIENT = Endpoint("198.18.0.10", 50000, "02:00:00:00:00:10")
-STRANGER = Endpoint("203.0.113.66", 6666, "02:00:00:00:00:66")
-VIP = Endpoint("198.18.0.1", 3478, "02:00:00:00:00:01")
-OTHER_VIP = Endpoint("198.18.0.2", 3479, "02:00:00:00:00:01")
-INSIDE_ADDRESS = "198.18.1.1"
-INSIDE_MAC = "02:00:00:00:01:01"
-X1 = Endpoint("198.18.1.11", 40000, "02:00:00:00:01:11")
-X2 = Endpoint("198.18.1.12", 40000, "02:00:00:00:01:12")
-TRANSCEIVERS = [X1, X2]
-UFRAG = "ufragOfX1/session"
-PORTS = range(20000, 20016)
-
-_HEADERS = 14 + 20 + 8  # Ethernet, IPv4, UDP
 _libc = ctypes.CDLL(None, use_errno=True)
 _GENERIC = 1 << 1  # XDP_FLAGS_SKB_MODE
-
-
-class Verdict(IntEnum):
-    """`enum xdp_action`."""
-
-    ABORTED = 0
-    DROP = 1
-    PASS = 2
-    TX = 3
-    REDIRECT = 4
+_ETH_P_ALL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,123 +108,12 @@ class Interfaces:
     inside: int
 
 
-def client_frame(
-    payload: Packet | bytes,
-    *,
-    client: Endpoint = CLIENT,
-    vip: Endpoint = VIP,
-    ip: Mapping[str, Any] | None = None,
-    udp: Mapping[str, Any] | None = None,
-) -> Packet:
-    """A frame from *client* to *vip*; *ip* and *udp* override header fields."""
-    return _frame(payload, client, vip, ip, udp)
-
-
-def transceiver_frame(
-    payload: Packet | bytes,
-    *,
-    to: int,
-    transceiver: Endpoint = X1,
-    ip: Mapping[str, Any] | None = None,
-    udp: Mapping[str, Any] | None = None,
-) -> Packet:
-    """A frame from *transceiver* to the inside port *to*."""
-    return _frame(payload, transceiver, Endpoint(INSIDE_ADDRESS, to, INSIDE_MAC), ip, udp)
-
-
-def _frame(
-    payload: Packet | bytes,
-    source: Endpoint,
-    destination: Endpoint,
-    ip: Mapping[str, Any] | None,
-    udp: Mapping[str, Any] | None,
-) -> Packet:
-    return (
-        Ether(src=source.mac, dst=destination.mac)
-        / IP(**{"src": source.address, "dst": destination.address, "id": 0x1234, **(ip or {})})
-        / UDP(**{"sport": source.port, "dport": destination.port, **(udp or {})})
-        / Raw(bytes(payload))
-    )
-
-
-def correct_checksums(frame: bytes) -> tuple[int, int]:
-    """The IP and UDP checksums that the frame ought to have, worked out by scapy from scratch."""
-    header = bytearray(frame[14:34])
-    datagram = bytearray(frame[34 : 14 + int.from_bytes(header[2:4], "big")])
-    header[10:12] = datagram[6:8] = b"\0\0"
-    of_udp = in4_chksum(17, IP(frame[14:34]), bytes(datagram))
-    return checksum(bytes(header)), of_udp or 0xFFFF
-
-
-def partial(frame: Packet) -> Packet:
-    """The frame as an ordinary socket sends it over veth: the sum of the pseudo-header alone."""
-    octets = bytes(frame)
-    headers = Ether(octets[:_HEADERS])
-    header, udp = headers[IP], headers[UDP]
-    pseudo = struct.pack("!4s4sHH", _packed(header.src), _packed(header.dst), 17, udp.len)
-    udp.chksum = ~checksum(pseudo) & 0xFFFF
-    return headers / Raw(octets[_HEADERS:])
-
-
-def _packed(address: str) -> bytes:
-    return bytes(int(part) for part in address.split("."))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a frame."""
-
-    verdict: Verdict
-    reason: str | None
-    """Why it was dropped."""
-    received: bytes
-    frame: bytes
-    """As it left the program."""
-
-    @property
-    def passed(self) -> bool:
-        """Left to the kernel."""
-        return self.verdict is Verdict.PASS
-
-    @property
-    def forwarded(self) -> bool:
-        return self.verdict in (Verdict.TX, Verdict.REDIRECT)
-
-    @cached_property
-    def ethernet(self) -> Packet:
-        return Ether(self.frame[:_HEADERS])  # or scapy takes whatever follows for STUN
-
-    @cached_property
-    def ip(self) -> Packet:
-        found: Packet = self.ethernet[IP]
-        return found
-
-    @cached_property
-    def udp(self) -> Packet:
-        found: Packet = self.ethernet[UDP]
-        return found
-
-    @property
-    def payload(self) -> bytes:
-        """Of the UDP datagram."""
-        return self.frame[_HEADERS : 14 + self.ip.len]
-
-    @property
-    def addresses(self) -> tuple[str, int, str, int]:
-        """Source and destination."""
-        return self.ip.src, self.udp.sport, self.ip.dst, self.udp.dport
-
-    @property
-    def checksums(self) -> tuple[int, int]:
-        """Of IP and UDP, as they are in the frame."""
-        return self.ip.chksum, self.udp.chksum
-
-
 class Relay:
     """The program, pinned with maps of its own, and a namespace whose interfaces it sees."""
 
     def __init__(self, pins: Path, namespace: str) -> None:
-        """*pins*: where `loader.compile` has put program and maps. *namespace*: an empty one."""
+        """*pins*: where `loader.compile` has put program and maps for two inside entries.
+        *namespace*: an empty one."""
         folder = versioned(pins)
         self._namespace = namespace
         self._here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
@@ -221,10 +121,8 @@ class Relay:
         self.interfaces = run_in(namespace, _make_interfaces)
         self.program = bpf.pinned(folder / PROGRAM)
         self.maps = Maps(pins, writable=True)
-        self._opened = {
-            name: bpf.Map.open(folder / name)
-            for name in ("routes", "flows4", "checks", "handshakes", "drops", "traffic")
-        }
+        names = ("routes", "checks", "handshakes", "flows", "free_head", "free_tail")
+        self._opened = {name: bpf.Map.open(folder / name) for name in names}
         self.reset()
 
     def close(self) -> None:
@@ -247,41 +145,73 @@ class Relay:
         self.close()
 
     def reset(self) -> None:
-        """As a fresh agent leaves it: two VIPs, two transceivers, one route, all ports free.
+        """As a fresh agent leaves it: three VIPs, three transceivers, a route to the first and one
+        to the last, and the slots of the first inside entry free.
 
-        The one state that stays is the counters': outcomes are told by differences.
+        What stays: counters, for outcomes are told by differences; and entries of `flows`, which
+        lead nowhere.
         """
-        for name in ("routes", "flows4", "checks"):
-            for key, _ in list(self._opened[name].items()):
-                self._opened[name].delete(key)
-        self.maps.slots[PORTS.start : PORTS.stop] = 0
-        while self.maps.take_free() is not None:
-            pass
-        for port in PORTS:
-            self._opened["handshakes"].update(_u32(port), bytes(types.Handshake()))
-            self.maps.free(port)
+        for key, _ in list(self._opened["routes"].items()):
+            self._opened["routes"].delete(key)
+        self.forget_checks()
+        self.maps.forget_free()
+        for slots in (PORTS, SECOND_PORTS):
+            self.maps.slots[slots.start : slots.stop] = 0
+            for slot in slots:
+                self._opened["handshakes"].update(_u32(slot), bytes(types.Handshake()))
+        self.maps.free_slots(list(PORTS))
         self.configure()
+        self.set_mtu()
         for index, transceiver in enumerate(TRANSCEIVERS):
             self.set_transceiver(index, transceiver)
         self._next_route = 1
         self.counters = self.maps.counters()
         self.add_route(UFRAG)
+        self.add_route(UFRAG6, to=X6)
 
     # Arranging.
 
-    def configure(self, *, inside: list[int] | None = None) -> None:
-        """Write the settings; *inside*: ifindexes that transceivers' packets may come in by."""
-        settings = types.Settings(
-            inside_address=types.packed_address(INSIDE_ADDRESS),
-            first_port=PORTS.start,
-            last_port=PORTS.stop - 1,
-        )
-        for entry, vip in zip(settings.vips, (VIP, OTHER_VIP), strict=False):
+    def configure(
+        self,
+        *,
+        inside: Sequence[int | tuple[int, int]] | None = None,
+        vips: Sequence[Endpoint] = VIPS,
+        entries: Sequence[tuple[str | None, str | None]] = INSIDE,
+        ports: range = PORTS,
+    ) -> None:
+        """Write the settings. *inside*: the links that transceivers' packets may come in by:
+        ifindex, or ifindex and VLAN. *entries*: IPv4 and IPv6 inside addresses."""
+        settings = types.Settings(first_port=ports.start, last_port=ports.stop - 1)
+        for number, vip in enumerate(vips):
+            entry = settings.vips[number]
             entry.address = types.packed_address(vip.address)
             entry.port = vip.port
-        for place, ifindex in enumerate([self.interfaces.inside] if inside is None else inside):
-            settings.inside_interfaces[place] = ifindex
+            entry.number = number
+        for number, (ipv4, ipv6) in enumerate(entries):
+            pair = settings.inside[number]
+            pair.ipv4 = types.packed_address(ipv4) if ipv4 else types.Address()
+            pair.ipv6 = types.packed_address(ipv6) if ipv6 else types.Address()
+            pair.first_slot = number << types.PORT_BITS
+            pair.used = 1
+        for place, link in enumerate([self.interfaces.inside] if inside is None else inside):
+            ifindex, vlan = (link, 0) if isinstance(link, int) else link
+            settings.inside_links[place].ifindex = ifindex
+            settings.inside_links[place].vlan = vlan
         self.maps.configure(settings)
+
+    def set_mtu(self, *, public: int = MTU, inside: int = MTU, vlans: Iterable[int] = ()) -> None:
+        """MTUs of the interfaces, which slots take from here when they are opened; *vlans*: those
+        that also exist on the public one, with an MTU of 4 less each."""
+        native = types.Mode.NATIVE
+        links = [
+            Interface("public", self.interfaces.public, False, native, mtu=public),
+            Interface("inside", self.interfaces.inside, True, native, mtu=inside),
+        ]
+        for place, vlan in enumerate(vlans, 1):
+            link = self.interfaces.public
+            mtu = public - 4 * place
+            links.append(Interface(f"vlan{vlan}", link, False, native, vlan=vlan, mtu=mtu))
+        self.maps.set_interfaces(links)
 
     def set_transceiver(
         self,
@@ -290,17 +220,24 @@ class Relay:
         *,
         resolved: bool = True,
         ifindex: int | None = None,
+        mtu: int = MTU,
     ) -> None:
         """Write a transceiver's entry; port 0 makes it one that is not in use."""
         entry = types.Transceiver(
             address=types.packed_address(transceiver.address),
             port=transceiver.port,
             resolved=resolved,
-            ifindex=self.interfaces.inside if ifindex is None else ifindex,
         )
-        entry.mac[:] = _mac(transceiver.mac)
-        entry.source_mac[:] = _mac(INSIDE_MAC)
+        entry.hop.mac[:] = _mac(transceiver.mac)
+        entry.hop.source_mac[:] = _mac(INSIDE_MAC)
+        entry.hop.ifindex = self.interfaces.inside if ifindex is None else ifindex
+        entry.hop.vlan = transceiver.vlan
+        entry.hop.mtu = mtu
         self.maps.set_transceiver(index, entry)
+
+    def set_client_mtu(self, slot: int, mtu: int) -> None:
+        """Of the way from the slot to its client; 0: not known."""
+        self.slot(slot)["to_client"]["hop"]["mtu"] = mtu
 
     def add_route(
         self, ufrag: str, *, to: Endpoint = X1, makes_checks: bool = True, busy: bool = False
@@ -318,54 +255,105 @@ class Relay:
         return id
 
     def pending(self, client: Endpoint = CLIENT, ufrag: str = UFRAG) -> int:
-        """Have the client ask; returns the port of the slot that this opens."""
-        outcome = self.from_client(messages.request(ufrag), client=client)
+        """Have the client ask; returns the slot that this opens."""
+        slot, _ = self.asked(client, ufrag)
+        assert self.state(slot) is types.State.PENDING
+        return slot
+
+    def asked(
+        self, client: Endpoint = CLIENT, ufrag: str = UFRAG, *, vip: Endpoint | None = None
+    ) -> tuple[int, int]:
+        """Have the client ask; returns the slot that its request goes through, and the
+        transaction."""
+        transaction = messages.transaction()
+        request = messages.request(ufrag, transaction_id=transaction)
+        outcome = self.from_client(request, client=client, vip=vip)
         assert outcome.forwarded, outcome
-        port: int = outcome.udp.sport
-        assert self.state(port) is types.State.PENDING
-        return port
+        return slot_of(outcome), transaction
 
     def established(
-        self, client: Endpoint = CLIENT, ufrag: str = UFRAG, *, transceiver: Endpoint = X1
+        self,
+        client: Endpoint = CLIENT,
+        ufrag: str = UFRAG,
+        *,
+        transceiver: Endpoint | None = None,
+        vip: Endpoint | None = None,
     ) -> int:
-        """Have the client ask and the transceiver answer; returns the slot's port."""
-        asked = messages.transaction()
-        port: int = self.from_client(
-            messages.request(ufrag, transaction_id=asked), client=client
-        ).udp.sport
-        self.from_transceiver(messages.success(asked), to=port, transceiver=transceiver)
-        assert self.state(port) is types.State.ESTABLISHED
-        return port
+        """Have the client ask and *transceiver*, or the route's own, answer; returns the slot."""
+        slot, asked = self.asked(client, ufrag, vip=vip)
+        who = transceiver or TRANSCEIVERS[self.route(ufrag).transceiver]
+        self.from_transceiver(messages.success(asked), to=slot, transceiver=who)
+        assert self.state(slot) is types.State.ESTABLISHED
+        return slot
 
     def proven(
-        self, client: Endpoint = CLIENT, ufrag: str = UFRAG, *, transceiver: Endpoint = X1
+        self,
+        client: Endpoint = CLIENT,
+        ufrag: str = UFRAG,
+        *,
+        transceiver: Endpoint | None = None,
+        vip: Endpoint | None = None,
     ) -> int:
         """The same, and have the client answer a check of the transceiver."""
-        port = self.established(client, ufrag, transceiver=transceiver)
+        slot = self.established(client, ufrag, transceiver=transceiver, vip=vip)
+        who = transceiver or TRANSCEIVERS[self.route(ufrag).transceiver]
         checked = messages.transaction()
-        self.from_transceiver(messages.check(checked), to=port, transceiver=transceiver)
-        assert self.from_client(messages.success(checked), client=client).forwarded
-        return port
+        self.from_transceiver(messages.check(checked), to=slot, transceiver=who)
+        assert self.from_client(messages.success(checked), client=client, vip=vip).forwarded
+        return slot
 
-    def let_idle(self, port: int, seconds: float) -> None:
+    def let_idle(self, slot: int, seconds: float) -> None:
         """Let the client's last packet, and the slot's last change, be so long ago."""
         half = self.maps.slots["to_transceiver"]
         for field in ("seen", "since"):
-            half[field][port] = ticks(time.monotonic() - seconds)
+            half[field][slot] = ticks(time.monotonic() - seconds)
 
-    def close_slot(self, port: int) -> None:
+    def close_slot(self, slot: int) -> None:
         """What the agent does when a session ends."""
-        self.set_state(port, types.State.CLOSING)
+        self.set_state(slot, types.State.CLOSING)
 
-    def free_slot(self, port: int) -> None:
-        """What the agent does when a port has rested."""
-        self.set_state(port, types.State.FREE)
-        self.maps.free(port)
+    def free_slot(self, slot: int) -> None:
+        """What the agent does when a slot has rested."""
+        self.set_state(slot, types.State.FREE)
+        self.maps.free(slot)
 
-    def set_state(self, port: int, state: types.State) -> None:
+    def set_state(self, slot: int, state: types.State) -> None:
         """Write both halves' state."""
-        self.maps.slots["to_client"]["state"][port] = state
-        self.maps.slots["to_transceiver"]["state"][port] = state
+        self.maps.slots["to_client"]["state"][slot] = state
+        self.maps.slots["to_transceiver"]["state"][slot] = state
+
+    def forget_checks(self) -> None:
+        """Let newer ones push out all checks under way through pending slots."""
+        for key, _ in list(self._opened["checks"].items()):
+            self._opened["checks"].delete(key)
+
+    def offer(self, slots: Iterable[int]) -> None:
+        """Let just these slots be opened, in this order."""
+        self.maps.forget_free()
+        self.maps.free_slots(list(slots))
+
+    def turn_ring(self, head: int) -> None:
+        """Empty the ring of free slots, with its head and tail at *head*."""
+        self._opened["free_tail"].update(_u32(0), _u32(head))
+        self._opened["free_head"].update(_u32(0), bytes(types.FreeHead(head=head)))
+
+    def bucket_of(self, client: Endpoint, *, vip: Endpoint | None = None) -> int:
+        """The bucket that the client's established flow is looked for in first."""
+        number = VIPS.index(vip or vip_for(client))
+        address = np.frombuffer(bytes(types.packed_address(client.address)), dtype="<u8")
+        port = np.array([client.port])
+        seed = list(self.maps.settings().seed)
+        return int(first_bucket(seed, address, port, number, self.maps.sizes.buckets)[0])
+
+    def bucket(self, index: int) -> types.Bucket:
+        """A bucket as the map holds it."""
+        value = self._opened["flows"].lookup(_u32(index))
+        assert value is not None
+        return types.Bucket.from_buffer_copy(value)
+
+    def write_bucket(self, index: int, bucket: types.Bucket) -> None:
+        """Put it into the map."""
+        self._opened["flows"].update(_u32(index), bytes(bucket))
 
     # Acting.
 
@@ -374,7 +362,7 @@ class Relay:
         payload: Packet | bytes,
         *,
         client: Endpoint = CLIENT,
-        vip: Endpoint = VIP,
+        vip: Endpoint | None = None,
         ip: Mapping[str, Any] | None = None,
         udp: Mapping[str, Any] | None = None,
         on: int | None = None,
@@ -387,12 +375,14 @@ class Relay:
         payload: Packet | bytes,
         *,
         to: int,
-        transceiver: Endpoint = X1,
+        transceiver: Endpoint | None = None,
         ip: Mapping[str, Any] | None = None,
         udp: Mapping[str, Any] | None = None,
         on: int | None = None,
     ) -> Outcome:
-        """Receive a transceiver's packet."""
+        """Receive a packet of *transceiver*, or of the slot's own."""
+        if transceiver is None:
+            transceiver = TRANSCEIVERS[int(self.slot(to)["to_client"]["transceiver"])]
         return self.receive(
             transceiver_frame(payload, to=to, transceiver=transceiver, ip=ip, udp=udp),
             on=self.interfaces.inside if on is None else on,
@@ -401,6 +391,12 @@ class Relay:
     def receive(self, frame: Packet | bytes, *, on: int | None = None) -> Outcome:
         """Run the program on a frame that comes in by interface *on* (the public one if None)."""
         octets = bytes(frame)
+        verdict, after = self.run(octets, on=on)
+        before, self.counters = self.counters, self.maps.counters()
+        return account(verdict, octets, after, before, self.counters)
+
+    def run(self, octets: bytes, *, on: int | None = None) -> tuple[Verdict, bytes]:
+        """The same, and nothing is checked; for tests that send thousands."""
         ifindex = self.interfaces.public if on is None else on
         # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
         context = struct.pack("=6I", 0, len(octets), 0, ifindex, 0, 0)
@@ -411,33 +407,43 @@ class Relay:
             run = bpf.test_run(self.program, octets, context=context)
         finally:
             _enter(self._here)
-        before, self.counters = self.counters, self.maps.counters()
-        return _account(Verdict(run.verdict), octets, run.frame, before, self.counters)
+        return Verdict(run.verdict), run.frame
 
-    def on_the_wire(self, frame: Packet) -> str:
+    def on_the_wire(self, frame: Packet | bytes) -> tuple[str, bytes]:
         """Receive a frame by the public interface with the program attached in generic mode, for
-        frames too large for a test run. What counted it: a reason, or the direction it went."""
+        frames too large for a test run.
+
+        What counted it (a reason, or the direction it went), and if it went to a transceiver,
+        how it arrived at the other end: at the public interface again, for the two are one veth.
+        """
         return run_in(self._namespace, lambda: self._on_the_wire(bytes(frame)))
 
-    def _on_the_wire(self, octets: bytes) -> str:
-        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        with IPRoute() as netlink, wire:
-            wire.bind(("inside", 0))
+    def _on_the_wire(self, octets: bytes) -> tuple[str, bytes]:
+        sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        sink = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+        with IPRoute() as netlink, sender, sink:
+            sender.bind(("inside", 0))
+            sink.bind(("public", _ETH_P_ALL))
+            sink.settimeout(5)
             self._attach(netlink, self.program)
             try:
-                wire.send(octets)
-                deadline = time.monotonic() + 5
-                while time.monotonic() < deadline:
-                    counters = self.maps.counters()
-                    if counters.to_transceiver != self.counters.to_transceiver:
-                        return "to_transceiver"
-                    for name, count in counters.dropped.items():
-                        if count != self.counters.dropped[name]:
-                            return name
-                raise AssertionError("the frame did not arrive")
+                sender.send(octets)
+                counted = self._what_counted()
+                return counted, _arrived(sink) if counted == "to_transceiver" else b""
             finally:
                 self._attach(netlink, -1)
                 self.counters = self.maps.counters()
+
+    def _what_counted(self) -> str:
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            counters = self.maps.counters()
+            if counters.to_transceiver != self.counters.to_transceiver:
+                return "to_transceiver"
+            for name, count in counters.dropped.items():
+                if count != self.counters.dropped[name]:
+                    return name
+        raise AssertionError("the frame did not arrive")
 
     def _attach(self, netlink: IPRoute, program: int) -> None:
         attributes = [("IFLA_XDP_FD", program), ("IFLA_XDP_FLAGS", _GENERIC)]
@@ -445,38 +451,46 @@ class Relay:
 
     # Looking.
 
-    def slot(self, port: int) -> Any:
+    def slot(self, slot: int) -> Any:
         """The slot, live."""
-        return self.maps.slots[port]
+        return self.maps.slots[slot]
 
-    def state(self, port: int) -> types.State:
+    def state(self, slot: int) -> types.State:
         """Of a slot; both its halves agree, or this raises AssertionError."""
         there, back = (
-            int(self.slot(port)[half]["state"]) for half in ("to_transceiver", "to_client")
+            int(self.slot(slot)[half]["state"]) for half in ("to_transceiver", "to_client")
         )
         assert there == back
         return types.State(there)
 
     def in_state(self, state: types.State) -> list[int]:
-        """Ports of the slots in this state."""
-        return [port for port in PORTS if self.state(port) is state]
+        """The slots in this state."""
+        return [slot for slot in (*PORTS, *SECOND_PORTS) if self.state(slot) is state]
 
-    def flow_of(self, client: Endpoint = CLIENT) -> int | None:
-        """The port of the client's established flow."""
-        address = int.from_bytes(_packed(client.address), "big")
+    def flow_of(self, client: Endpoint = CLIENT, *, vip: Endpoint | None = None) -> int | None:
+        """The client's established slot; there are never two, or this raises AssertionError."""
+        number = VIPS.index(vip or vip_for(client))
+        address = bytes(types.packed_address(client.address))
         found = [
-            port
-            for key, port in self.maps.flows4()
-            if (key.address, key.port) == (address, client.port)
+            slot
+            for slot in self.in_state(types.State.ESTABLISHED)
+            if _client_of(self.slot(slot)["to_transceiver"]) == (address, client.port, number)
         ]
+        assert len(found) <= 1
         return found[0] if found else None
 
     def checks(self) -> dict[int, int]:
-        """Transceivers' checks under way: transaction id, port."""
+        """Transceivers' checks under way through pending slots: transaction id, slot."""
         return {
-            int.from_bytes(key, "big"): int.from_bytes(port, sys.byteorder)
-            for key, port in self._opened["checks"].items()
+            int.from_bytes(key, "big"): int.from_bytes(slot, sys.byteorder)
+            for key, slot in self._opened["checks"].items()
         }
+
+    def handshake(self, slot: int) -> types.Handshake:
+        """The part of a slot that STUN alone touches."""
+        value = self._opened["handshakes"].lookup(_u32(slot))
+        assert value is not None
+        return types.Handshake.from_buffer_copy(value)
 
     def route(self, ufrag: str = UFRAG) -> types.Route:
         """The route as the map holds it."""
@@ -485,36 +499,23 @@ class Relay:
         return types.Route.from_buffer_copy(value)
 
 
-def _account(
-    verdict: Verdict, received: bytes, frame: bytes, before: Counters, after: Counters
-) -> Outcome:
-    """The outcome, held to what is true of every packet."""
-    moved = {name: n - before.dropped[name] for name, n in after.dropped.items()}
-    reasons = [name for name, n in moved.items() for _ in range(n)]
-    counted = {
-        name: (now.packets - was.packets, now.bytes - was.bytes)
-        for name, now, was in (
-            ("passed", after.passed, before.passed),
-            ("to_transceiver", after.to_transceiver, before.to_transceiver),
-            ("to_client", after.to_client, before.to_client),
-        )
-        if now != was
-    }
-    outcome = Outcome(verdict, reasons[0] if reasons else None, received, frame)
-    assert len(reasons) + len(counted) == 1, (reasons, counted)
-    if outcome.forwarded:
-        (traffic,) = counted.items()
-        assert traffic[0] in ("to_transceiver", "to_client")
-        assert traffic[1] == (1, int.from_bytes(received[16:18], "big"))
-        assert len(frame) == len(received)
-        return outcome
-    assert frame == received, "changed, but not sent on"
-    if outcome.passed:
-        assert counted == {"passed": (1, len(received))}
-    else:
-        assert verdict is Verdict.DROP
-        assert not counted
-    return outcome
+def slot_of(outcome: Outcome) -> int:
+    """The slot whose inside address and port a forwarded packet of a client comes from."""
+    address, port, _, _ = outcome.addresses
+    (entry,) = (number for number, pair in enumerate(INSIDE) if address in pair)
+    return entry << types.PORT_BITS | port
+
+
+def _client_of(half: Any) -> tuple[bytes, int, int]:
+    return half["client"].tobytes(), int(half["client_port"]), int(half["vip"])
+
+
+def _arrived(sink: socket.socket) -> bytes:
+    """The frame that came in, and not one that went out."""
+    while True:
+        octets, (_, _, kind, _, _) = sink.recvfrom(1 << 16)
+        if kind != socket.PACKET_OUTGOING:
+            return octets
 
 
 def _enter(namespace: int) -> None:
@@ -528,7 +529,7 @@ def _make_interfaces() -> Interfaces:
         netlink.link("add", ifname="public", kind="veth", peer={"ifname": "inside"})
         public, inside = (netlink.link_lookup(ifname=name)[0] for name in ("public", "inside"))
         for ifindex in (public, inside):
-            netlink.link("set", index=ifindex, mtu=9000, state="up")
+            netlink.link("set", index=ifindex, mtu=MTU, state="up")
     return Interfaces(public, inside)
 
 

@@ -1,5 +1,7 @@
 """The life of a slot as packets drive it: pending, established, replaced, taken over, closed."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scapy.packet import Packet
@@ -180,7 +182,7 @@ def test_a_reused_slot_remembers_nothing_of_its_former_life(relay: Relay) -> Non
     for port in PORTS:
         relay.set_state(port, State.FREE)
     reused = relay.slot(relay.pending())
-    not_told = {"unused", "unused_tail", "seen", "since"}
+    not_told = {"unused", "unused_too", "seen", "since"}
     told = [
         (half, name)
         for half in reused.dtype.names
@@ -315,33 +317,36 @@ def test_either_of_the_last_two_checks_may_be_answered(relay: Relay) -> None:
     assert [relay.from_client(messages.success(asked)).forwarded for asked in (1, 2)] == [True] * 2
 
 
-def test_a_check_before_the_last_two_is_forgotten(relay: Relay) -> None:
-    port = relay.pending()
+@pytest.mark.parametrize("begin", ["pending", "proven"])
+def test_a_check_before_the_last_two_is_forgotten(relay: Relay, begin: str) -> None:
+    port = getattr(relay, begin)()
     for asked in (1, 2, 3):
         relay.from_transceiver(messages.check(asked), to=port)
-    assert relay.checks() == {2: port, 3: port}
+    answers = [relay.from_client(messages.error(asked)).reason for asked in (1, 2, 3)]
+    assert answers == ["unexpected_response", None, None]
 
 
-def test_a_repeated_check_is_remembered_once(relay: Relay) -> None:
-    port = relay.proven()
+@pytest.mark.parametrize("begin", ["pending", "proven"])
+def test_a_repeated_check_is_remembered_once(relay: Relay, begin: str) -> None:
+    port = getattr(relay, begin)()
     for asked in (1, 2, 2, 2, 2):
         relay.from_transceiver(messages.check(asked), to=port)
-    assert relay.checks() == {1: port, 2: port}
+    assert [relay.from_client(messages.error(asked)).reason for asked in (1, 2)] == [None, None]
 
 
-def test_one_slots_check_is_not_lost_to_the_same_one_through_another(relay: Relay) -> None:
-    port, other = relay.pending(), relay.pending(STRANGER)
-    relay.from_transceiver(messages.check(77), to=port)
-    relay.from_transceiver(messages.check(77), to=other)
-    assert relay.checks() == {77: port}
-
-
-def test_checks_do_not_pile_up(relay: Relay) -> None:
+def test_a_check_through_an_established_slot_takes_no_room_from_pending_ones(relay: Relay) -> None:
     port = relay.proven()
+    before = relay.checks()
     for asked in range(1, 500):
-        relay.from_client(messages.rtp(1000))
         relay.from_transceiver(messages.check(asked), to=port)
-    assert len(relay.checks()) == types.CHECKS
+    assert relay.checks() == before
+
+
+def test_a_check_that_was_pushed_out_is_of_an_established_flow_all_the_same(relay: Relay) -> None:
+    port = relay.proven()
+    relay.from_transceiver(messages.check(77), to=port)
+    relay.forget_checks()
+    assert relay.from_client(messages.success(77)).forwarded
 
 
 def test_media_flows_both_ways_once_established(relay: Relay) -> None:
@@ -478,28 +483,57 @@ def test_a_closed_slot_passes_no_answer_to_a_check_made_before(relay: Relay) -> 
     assert relay.from_client(messages.success(77)).verdict is Verdict.DROP
 
 
+def lose_entry(relay: Relay) -> None:
+    """The client's flow is no longer found: its bucket holds nothing."""
+    relay.write_bucket(relay.bucket_of(CLIENT), types.Bucket())
+    assert relay.from_client(messages.rtp()).reason == "no_flow"
+
+
 def test_a_flow_whose_entry_was_lost_is_found_again_by_the_clients_next_check(
     relay: Relay,
 ) -> None:
-    """The agent looks an entry up and then deletes it; in between the client may have got a new
-    flow. Or it dies after deleting. STUN alone must not keep a slot alive that media cannot use.
-    """
-    port = relay.proven()
-    (entry,) = (key for key, found in relay.maps.flows4() if found == port)
-    relay.maps.forget_client(entry, port=port)
+    """STUN alone must not keep a slot alive that media cannot use."""
+    relay.proven()
+    lose_entry(relay)
     relay.established()
     assert relay.from_client(messages.rtp()).forwarded
 
 
-def test_an_entry_that_leads_to_another_clients_slot_is_mended_by_the_next_check(
-    relay: Relay,
+def test_it_is_found_again_in_the_same_slot(relay: Relay) -> None:
+    port = relay.proven()
+    lose_entry(relay)
+    assert relay.established() == port
+
+
+@pytest.mark.parametrize("state", [State.FREE, State.PENDING, State.CLOSING])
+def test_an_entry_that_leads_to_a_slot_that_is_not_established_leads_nowhere(
+    relay: Relay, state: State
 ) -> None:
-    """So two CPUs can leave it: one establishes a pending slot while the other gives it to a new
-    client. What the first client sends through it then has the new one's checksums."""
-    relay.slot(relay.proven())["to_client"]["client_port"] = STRANGER.port
-    relay.established()
-    outcome = relay.from_client(messages.rtp())
-    assert relay.slot(outcome.udp.sport)["to_client"]["client_port"] == CLIENT.port
+    relay.set_state(relay.proven(), state)
+    assert relay.from_client(messages.rtp()).reason == "no_flow"
+
+
+def test_an_entry_that_leads_to_another_clients_slot_leads_nowhere(relay: Relay) -> None:
+    port, strangers = relay.proven(), relay.proven(STRANGER)
+    place = relay.bucket_of(CLIENT)
+    bucket = relay.bucket(place)
+    for number, entry in enumerate(bucket.entries):
+        if entry & 0xFFFFFFFF == port:
+            bucket.entries[number] = entry >> 32 << 32 | strangers
+    relay.write_bucket(place, bucket)
+    assert relay.from_client(messages.rtp()).reason == "no_flow"
+    assert relay.from_client(messages.rtp(), client=STRANGER).forwarded
+
+
+def test_a_slot_with_a_new_life_is_not_the_first_clients(relay: Relay) -> None:
+    """The agent closes and frees a slot, and takes nothing out: the next client gets it."""
+    port = relay.proven()
+    relay.close_slot(port)
+    relay.free_slot(port)
+    relay.offer([port])
+    assert relay.proven(STRANGER) == port
+    assert relay.from_client(messages.rtp()).reason == "no_flow"
+    assert relay.from_client(messages.rtp(), client=STRANGER).forwarded
 
 
 # The same transceiver, another route: an ICE restart.
@@ -638,7 +672,10 @@ def test_checks_made_before_a_takeover_are_forgotten(relay: Relay) -> None:
     relay.let_idle(ports[3], 60.0)
     relay.from_transceiver(messages.check(77), to=ports[3])
     relay.pending(client(9))
-    assert relay.checks() == {}
+    for number in (4, 9):
+        outcome = relay.from_client(messages.success(77), client=client(number))
+        assert outcome.reason == "unexpected_response"
+    assert relay.state(ports[3]) is State.PENDING
 
 
 def test_requests_made_before_a_takeover_are_forgotten(relay: Relay) -> None:
@@ -790,26 +827,110 @@ def moved(mac: str) -> Endpoint:
     return Endpoint(CLIENT.address, CLIENT.port, mac)
 
 
-def test_a_request_of_the_established_route_shows_a_new_next_hop(relay: Relay) -> None:
+ELSEWHERE = moved("02:00:00:00:00:99")
+
+
+def goes_back_to(relay: Relay, port: int) -> str:
+    """The MAC address that the slot's packets go to now."""
+    outcome = relay.from_transceiver(messages.indication(), to=port)
+    assert outcome.forwarded
+    mac: str = outcome.ethernet.dst
+    return mac
+
+
+@pytest.mark.parametrize("begin", ["pending", "established", "proven"])
+def test_a_request_alone_shows_no_new_next_hop(relay: Relay, begin: str) -> None:
+    """Or anybody who knows a client's address could have its media sent elsewhere."""
+    port = getattr(relay, begin)()
+    relay.from_client(messages.request(UFRAG), client=ELSEWHERE)
+    assert goes_back_to(relay, port) == CLIENT.mac
+
+
+@pytest.mark.parametrize("begin", ["pending", "established", "proven"])
+def test_it_does_once_the_transceiver_has_answered_it(relay: Relay, begin: str) -> None:
+    port = getattr(relay, begin)()
+    assert relay.asked(ELSEWHERE)[0] == port
+    slot, asked = relay.asked(ELSEWHERE)
+    relay.from_transceiver(messages.success(asked), to=slot)
+    assert (slot, goes_back_to(relay, slot)) == (port, ELSEWHERE.mac)
+
+
+def test_the_answer_itself_goes_the_new_way(relay: Relay) -> None:
+    relay.proven()
+    slot, asked = relay.asked(ELSEWHERE)
+    outcome = relay.from_transceiver(messages.success(asked), to=slot)
+    assert outcome.ethernet.dst == ELSEWHERE.mac
+
+
+@pytest.mark.parametrize("answer", [messages.error, messages.check])
+def test_nothing_but_success_is_such_an_answer(
+    relay: Relay, answer: Callable[[int], Packet]
+) -> None:
+    relay.proven()
+    slot, asked = relay.asked(ELSEWHERE)
+    relay.from_transceiver(answer(asked), to=slot)
+    assert goes_back_to(relay, slot) == CLIENT.mac
+
+
+def test_nor_is_the_answer_to_another_request(relay: Relay) -> None:
     port = relay.proven()
-    relay.from_client(messages.request(UFRAG), client=moved("02:00:00:00:00:99"))
-    outcome = relay.from_transceiver(messages.rtp(), to=port)
-    assert outcome.ethernet.dst == "02:00:00:00:00:99"
+    _, before = relay.asked()
+    relay.asked(ELSEWHERE)
+    relay.from_transceiver(messages.success(before), to=port)
+    assert goes_back_to(relay, port) == CLIENT.mac
 
 
-def test_a_request_through_a_pending_slot_shows_a_new_next_hop(relay: Relay) -> None:
-    port = relay.pending()
-    relay.from_client(messages.request(UFRAG), client=moved("02:00:00:00:00:99"))
-    outcome = relay.from_transceiver(messages.check(1), to=port)
-    assert outcome.ethernet.dst == "02:00:00:00:00:99"
+def test_an_answer_that_is_dropped_does_not_count(relay: Relay) -> None:
+    port = relay.proven()
+    _, asked = relay.asked(ELSEWHERE)
+    relay.from_transceiver(messages.success(asked), to=port, transceiver=X2)
+    relay.from_transceiver(messages.success(asked), to=port, ip={"ttl": 1})
+    assert goes_back_to(relay, port) == CLIENT.mac
 
 
-def test_a_request_of_a_restart_shows_a_new_next_hop(relay: Relay) -> None:
+def test_a_request_of_a_restart_shows_it_too(relay: Relay) -> None:
     relay.add_route(NEXT)
     port = relay.proven()
-    relay.from_client(messages.request(NEXT), client=moved("02:00:00:00:00:99"))
-    outcome = relay.from_transceiver(messages.rtp(), to=port)
-    assert outcome.ethernet.dst == "02:00:00:00:00:99"
+    _, asked = relay.asked(ELSEWHERE, NEXT)
+    assert goes_back_to(relay, port) == CLIENT.mac
+    relay.from_transceiver(messages.success(asked), to=port)
+    assert goes_back_to(relay, port) == ELSEWHERE.mac
+
+
+def test_an_earlier_hop_is_not_taken_back_by_a_late_answer(relay: Relay) -> None:
+    """An answer counts once."""
+    port = relay.proven()
+    _, asked = relay.asked(ELSEWHERE)
+    relay.from_transceiver(messages.success(asked), to=port)
+    _, again = relay.asked(CLIENT)
+    relay.from_transceiver(messages.success(again), to=port)
+    relay.from_transceiver(messages.success(asked), to=port)
+    assert goes_back_to(relay, port) == CLIENT.mac
+
+
+def test_the_clients_success_to_a_check_shows_it_at_once(relay: Relay) -> None:
+    port = relay.proven()
+    relay.from_transceiver(messages.check(77), to=port)
+    relay.from_client(messages.success(77), client=ELSEWHERE)
+    assert goes_back_to(relay, port) == ELSEWHERE.mac
+
+
+def test_the_clients_error_to_a_check_shows_nothing(relay: Relay) -> None:
+    port = relay.proven()
+    relay.from_transceiver(messages.check(77), to=port)
+    relay.from_client(messages.error(77), client=ELSEWHERE)
+    assert goes_back_to(relay, port) == CLIENT.mac
+
+
+def test_a_slot_opened_anew_does_not_remember_a_hop_asked_for_before(relay: Relay) -> None:
+    slot, asked = relay.asked(ELSEWHERE)
+    _, asked = relay.asked(CLIENT)  # by another hop than the slot's
+    relay.close_slot(slot)
+    relay.free_slot(slot)
+    relay.offer([slot])
+    assert relay.pending(STRANGER) == slot
+    relay.from_transceiver(messages.success(asked), to=slot)
+    assert goes_back_to(relay, slot) == STRANGER.mac
 
 
 def test_media_does_not_change_the_next_hop(relay: Relay) -> None:
@@ -846,8 +967,10 @@ def test_with_one_arm_packets_go_back_where_they_came_from(relay: Relay) -> None
 def test_answers_leave_by_the_interface_that_the_client_moved_to(relay: Relay) -> None:
     public, inside = relay.interfaces.public, relay.interfaces.inside
     port = relay.proven()
-    relay.from_client(messages.request(UFRAG), on=inside)
     relay.configure(inside=[public, inside])
+    asked = messages.transaction()
+    relay.from_client(messages.request(UFRAG, transaction_id=asked), on=inside)
+    relay.from_transceiver(messages.success(asked), to=port)
     by = {
         on: relay.from_transceiver(messages.rtp(), to=port, on=on).verdict
         for on in (public, inside)

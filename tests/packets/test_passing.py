@@ -2,16 +2,20 @@
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6
+from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from tests.packets import messages
+from tests.packets.frames import tagged
 from tests.packets.relay import (
     CLIENT,
+    CLIENT6,
     INSIDE_ADDRESS,
+    INSIDE_ADDRESS6,
     PORTS,
     VIP,
+    VIP6,
     X1,
     Endpoint,
     Relay,
@@ -20,6 +24,7 @@ from tests.packets.relay import (
 
 LINK = Ether(src=CLIENT.mac, dst=VIP.mac)
 TO_VIP = IP(src=CLIENT.address, dst=VIP.address)
+TO_VIP6 = IPv6(src=CLIENT6.address, dst=VIP6.address)
 ASK = Raw(bytes(messages.request("ufragOfX1/session")))
 
 NOT_THE_RELAYS = {
@@ -45,8 +50,36 @@ NOT_THE_RELAYS = {
     ),
     "first fragment to another port": LINK / IP(dst=VIP.address, flags="MF") / UDP(dport=53) / ASK,
     "ARP": LINK / ARP(psrc=CLIENT.address, pdst=VIP.address),
-    "IPv6": LINK / IPv6(dst="2001:db8:18::1") / UDP(dport=VIP.port) / ASK,
-    "IPv4 in a VLAN": LINK / Dot1Q(vlan=7) / TO_VIP / UDP(dport=VIP.port) / ASK,
+    "two tags": LINK / Dot1Q(vlan=7) / Dot1Q(vlan=8) / TO_VIP / UDP(dport=VIP.port) / ASK,
+    "a provider's tag": (LINK / Dot1AD(vlan=7) / TO_VIP / UDP(dport=VIP.port) / ASK),
+    "ARP in a VLAN": LINK / Dot1Q(vlan=7) / ARP(psrc=CLIENT.address, pdst=VIP.address),
+    "a bare tag": LINK / Dot1Q(vlan=7, type=0x0800) / Raw(),
+    "SSH to the VIP's IPv6 address": LINK / TO_VIP6 / TCP(dport=22),
+    "ping of the VIP's IPv6 address": LINK / TO_VIP6 / ICMPv6EchoRequest(),
+    "neighbour discovery": LINK / TO_VIP6 / ICMPv6ND_NS(tgt=VIP6.address),
+    "UDP to another port of the IPv6 address": LINK / TO_VIP6 / UDP(dport=53) / ASK,
+    "UDP to another IPv6 address": LINK / IPv6(dst="2001:db8:18::7") / UDP(dport=VIP.port) / ASK,
+    "UDP to the unspecified address": LINK / IPv6(dst="::") / UDP(dport=0) / ASK,
+    "UDP to the VIP's address as IPv4-mapped": (
+        LINK / IPv6(src=CLIENT6.address, dst=f"::ffff:{VIP.address}") / UDP(dport=VIP.port) / ASK
+    ),
+    "UDP to the inside address as IPv4-mapped": (
+        LINK / IPv6(dst=f"::ffff:{INSIDE_ADDRESS}") / UDP(dport=PORTS.start) / ASK
+    ),
+    "UDP to the VIP's address as IPv4-compatible": (
+        LINK / IPv6(src=CLIENT6.address, dst=f"::{VIP.address}") / UDP(dport=VIP.port) / ASK
+    ),
+    "UDP-Lite to the VIP": LINK / IPv6(dst=VIP6.address, nh=136) / UDP(dport=VIP.port) / ASK,
+    "IPv6 below the inside ports": (
+        LINK / IPv6(dst=INSIDE_ADDRESS6) / UDP(dport=PORTS.start - 1) / ASK
+    ),
+    "IPv6 above the inside ports": (LINK / IPv6(dst=INSIDE_ADDRESS6) / UDP(dport=PORTS.stop) / ASK),
+    "IPv6 that says it is version 4": (
+        LINK / IPv6(dst=VIP6.address, version=4) / UDP(dport=VIP.port) / ASK
+    ),
+    "IPv4 under IPv6's EtherType": (
+        Ether(src=CLIENT.mac, dst=VIP.mac, type=0x86DD) / TO_VIP / UDP(dport=VIP.port) / ASK
+    ),
     "IPv4 that says it is version 6": (
         LINK / IP(dst=VIP.address, version=6) / UDP(dport=VIP.port) / ASK
     ),
@@ -66,6 +99,16 @@ def test_it_is_left_to_the_kernel(relay: Relay, what: str) -> None:
 @pytest.mark.parametrize("size", range(14, 42))
 def test_a_runt_is_left_to_the_kernel(relay: Relay, size: int) -> None:
     assert relay.receive(bytes(client_frame(ASK))[:size]).passed
+
+
+@pytest.mark.parametrize("size", range(14, 62))
+def test_so_is_one_of_ipv6(relay: Relay, size: int) -> None:
+    assert relay.receive(bytes(client_frame(ASK, client=CLIENT6))[:size]).passed
+
+
+@pytest.mark.parametrize("size", range(14, 46))
+def test_so_is_one_in_a_vlan(relay: Relay, size: int) -> None:
+    assert relay.receive(tagged(client_frame(ASK), 7)[:size]).passed
 
 
 def test_a_header_with_options_that_leave_no_room_for_udp_is_left_to_the_kernel(

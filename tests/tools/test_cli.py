@@ -3,8 +3,15 @@ import sys
 
 import pytest
 
+from loader.client import Vip
+from loader.config import AgentConfig
 from tools.cli import main
 from tools.processes import ROOT
+
+AGENT_RUN = [
+    *("agent", "run", "--public", "a", "--inside", "b,a.100"),
+    *("--inside-address", "10.0.0.1", "--inside-address", "fd00::1"),
+]
 
 
 def shunt(*argv: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
@@ -27,6 +34,10 @@ def shunt(*argv: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProc
         ["lab", "up", "--transceivers", "0"],
         ["agent", "run"],
         ["agent", "run", "--public", "a", "--inside", "b", "--vip", "x", "--inside-address", "y"],
+        [*AGENT_RUN, "--vip", "2001:db8::1:3478"],
+        [*AGENT_RUN, "--vip", "[198.18.0.1]:3478"],
+        [*AGENT_RUN, "--vip", "[2001:db8::1]"],
+        AGENT_RUN,
     ],
 )
 def test_wrong_usage_exits_with_2(argv: list[str]) -> None:
@@ -34,6 +45,20 @@ def test_wrong_usage_exits_with_2(argv: list[str]) -> None:
         main(argv)
 
     assert exit_.value.code == 2
+
+
+def test_an_agent_takes_vips_and_inside_addresses_of_both_families(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configured: list[AgentConfig] = []
+    monkeypatch.setattr("loader.daemon.run", configured.append)
+
+    assert main([*AGENT_RUN, "--vip", "198.18.0.1:3478", "--vip", "[2001:db8::1]:3479"]) == 0
+
+    (config,) = configured
+    assert config.vips == (Vip("198.18.0.1", 3478), Vip("2001:db8::1", 3479))
+    assert config.inside_addresses == ("10.0.0.1", "fd00::1")
+    assert config.interfaces == ["a", "b", "a.100"]
 
 
 def test_an_error_is_one_line_with_its_cure_below(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,10 @@
+import sys
 from copy import deepcopy
 from typing import Any
 
 import pytest
 
-from tools.demo import proved, udp_ports, worth
+from tools.demo import proc_address, proved, udp_ports, worth
 
 GOOD: dict[str, Any] = {
     "calls": [
@@ -61,6 +62,18 @@ def test_nothing_less_is_proof(where: tuple[Any, ...], value: object) -> None:
 
 def test_ports_count_when_bound_to_the_public_address_or_to_all() -> None:
     assert udp_ports(UDP, ["010012C6"]) == {3478, 68}
+
+
+@pytest.mark.skipif(sys.byteorder == "big", reason="the lines are of a little-endian machine")
+@pytest.mark.parametrize(
+    ("address", "printed"),
+    [
+        ("198.18.0.1", "010012C6"),
+        ("2001:db8:18::1", "B80D0120000018000000000001000000"),
+    ],
+)
+def test_an_address_is_looked_for_as_proc_prints_it(address: str, printed: str) -> None:
+    assert proc_address(address) == printed
 
 
 def _counters(to_client: int, mode: str, no_route: int) -> dict[str, Any]:

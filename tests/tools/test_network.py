@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute, netns
@@ -16,7 +17,9 @@ from tools import topology
 from tools.netns import RUN_DIR, create, run_in
 from tools.processes import ROOT
 
-X1 = "198.18.1.11"
+X1, X1_IPV6 = "198.18.1.11", "2001:db8:118::11"
+CLIENT, CLIENT_IPV6 = "198.18.0.10", "2001:db8:18::10"
+LINK_SCOPE = 253
 
 
 @pytest.fixture
@@ -32,7 +35,9 @@ def interfaces(namespace: str) -> dict[str, list[str]]:
             names = {link["index"]: link.get("ifname") for link in ip.get_links()}
             found: dict[str, list[str]] = {name: [] for name in names.values()}
             for entry in ip.get_addr():
-                found[names[entry["index"]]].append(f"{entry.get('address')}/{entry['prefixlen']}")
+                if entry["scope"] != LINK_SCOPE:
+                    address = f"{entry.get('address')}/{entry['prefixlen']}"
+                    found[names[entry["index"]]].append(address)
         return found
 
     return run_in(namespace, read)
@@ -45,9 +50,10 @@ def host_interfaces() -> set[str]:
 
 def bound(kind: int, port: int) -> Callable[[], socket.socket]:
     def bind() -> socket.socket:
-        opened = socket.socket(socket.AF_INET, kind)
+        opened = socket.socket(socket.AF_INET6, kind)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(("", port))
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        opened.bind(("::", port))
         opened.settimeout(2)
         if kind == socket.SOCK_STREAM:
             opened.listen()
@@ -57,11 +63,34 @@ def bound(kind: int, port: int) -> Callable[[], socket.socket]:
 
 
 def test_each_place_has_its_address_and_nothing_else(network: None) -> None:
-    assert interfaces("shunt-client")["eth0"] == ["198.18.0.10/24"]
-    assert interfaces("shunt-x2")["eth0"] == ["198.18.1.12/24"]
+    assert interfaces("shunt-client")["eth0"] == ["198.18.0.10/24", "2001:db8:18::10/64"]
+    assert interfaces("shunt-x2")["eth0"] == ["198.18.1.12/24", "2001:db8:118::12/64"]
     relay = interfaces("shunt-relay")
-    assert (relay["public"], relay["inside"]) == (["198.18.0.1/24"], ["198.18.1.1/24"])
-    assert "127.0.0.1/8" in relay["lo"]
+    assert relay["public"] == ["198.18.0.1/24", "2001:db8:18::1/64"]
+    assert relay["inside"] == ["198.18.1.1/24", "2001:db8:118::1/64"]
+    assert relay["lo"] == ["127.0.0.1/8", "::1/128"]
+
+
+def test_no_address_is_tentative(network: None) -> None:
+    def tentative() -> list[str]:
+        with IPRoute() as ip:
+            return [str(entry.get("address")) for entry in ip.get_addr() if entry["flags"] & 0x40]
+
+    assert [run_in(name, tentative) for name in topology.present()] == [[], [], [], [], []]
+
+
+def test_the_switch_says_nothing_of_its_own(network: None) -> None:
+    found = interfaces("shunt-switch")
+    assert [addresses for name, addresses in found.items() if name != "lo" and addresses] == []
+
+
+@pytest.mark.parametrize(("namespace", "forwards"), [("relay", 1), ("client", 0), ("x1", 0)])
+def test_only_the_relay_forwards(network: None, namespace: str, forwards: int) -> None:
+    def read() -> list[int]:
+        keys = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
+        return [int(Path(f"/proc/sys/net/{key}").read_text()) for key in keys]
+
+    assert run_in(f"shunt-{namespace}", read) == [forwards, forwards]
 
 
 def test_up_twice_is_as_up_once(network: None) -> None:
@@ -90,7 +119,7 @@ def test_up_mends_a_lab_that_is_half_torn_down(network: None) -> None:
 
     topology.up()
 
-    assert interfaces("shunt-x1")["eth0"] == [f"{X1}/24"]
+    assert interfaces("shunt-x1")["eth0"] == [f"{X1}/24", f"{X1_IPV6}/64"]
 
 
 def test_down_clears_what_a_killed_up_left(no_lab: None) -> None:
@@ -141,27 +170,34 @@ def test_the_host_does_not_join_where_the_range_is_taken(no_lab: None) -> None:
     assert topology.present() == []
 
 
-def test_a_client_reaches_a_transceivers_http(network: None) -> None:
+@pytest.mark.parametrize("address", [X1, X1_IPV6])
+def test_a_client_reaches_a_transceivers_http(network: None, address: str) -> None:
     def connect() -> tuple[str, int]:
-        with socket.create_connection((X1, topology.HTTP_PORT), timeout=2) as connection:
-            peer: tuple[str, int] = connection.getpeername()
-            return peer
+        with socket.create_connection((address, topology.HTTP_PORT), timeout=2) as connection:
+            host, port = connection.getpeername()[:2]
+            return host, port
 
     with run_in("shunt-x1", bound(socket.SOCK_STREAM, topology.HTTP_PORT)):
-        assert run_in("shunt-client", connect) == (X1, topology.HTTP_PORT)
+        assert run_in("shunt-client", connect) == (address, topology.HTTP_PORT)
 
 
-def test_a_client_does_not_reach_another_tcp_port(network: None) -> None:
+@pytest.mark.parametrize("address", [X1, X1_IPV6])
+def test_a_client_does_not_reach_another_tcp_port(network: None, address: str) -> None:
     with (
         run_in("shunt-x1", bound(socket.SOCK_STREAM, 8081)),
         pytest.raises(TimeoutError),
     ):
-        run_in("shunt-client", lambda: socket.create_connection((X1, 8081), timeout=0.3))
+        run_in("shunt-client", lambda: socket.create_connection((address, 8081), timeout=0.3))
 
 
 @pytest.mark.parametrize(
     ("sender", "receiver", "address"),
-    [("shunt-client", "shunt-x1", X1), ("shunt-x1", "shunt-client", "198.18.0.10")],
+    [
+        ("shunt-client", "shunt-x1", f"::ffff:{X1}"),
+        ("shunt-client", "shunt-x1", X1_IPV6),
+        ("shunt-x1", "shunt-client", f"::ffff:{CLIENT}"),
+        ("shunt-x1", "shunt-client", CLIENT_IPV6),
+    ],
 )
 def test_udp_between_clients_and_transceivers_is_not_forwarded(
     network: None, sender: str, receiver: str, address: str

@@ -5,7 +5,7 @@ from tools.rates import Snapshot, rates
 
 def flow(port: int, client: str, to_client: int) -> dict[str, Any]:
     return {
-        "port": port,
+        "slot": port,
         "client": client,
         "ufrag": "abcd",
         "to_transceiver": {"packets": 0, "bytes": 0},
@@ -22,7 +22,7 @@ def snapshot(at: float, *flows: dict[str, Any], to_client: int = 0, drops: int =
         "passed": nothing,
         "dropped": {"no_route": drops},
     }
-    return Snapshot(at=at, routes=[], flows=list(flows), counters=counters)
+    return Snapshot(at=at, routes=[], flows=list(flows), flow_count=len(flows), counters=counters)
 
 
 def test_a_rate_is_the_difference_by_the_time_between() -> None:

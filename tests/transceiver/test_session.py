@@ -109,6 +109,30 @@ async def test_the_answer_offers_the_vips_and_nothing_else(
         assert ufrags[0] in agent.routes
 
 
+async def test_vips_of_both_families_are_offered_by_turns_ipv6_first(
+    transceiver: Transceiver, agent: FakeAgent
+) -> None:
+    """RFC 8421 section 4."""
+    agent.vips = [
+        *(("198.18.0.1", 3478), ("198.18.0.2", 443)),
+        *(("2001:db8:18::1", 3478), ("2001:db8:18::2", 443), ("2001:db8:18::3", 80)),
+    ]
+    await transceiver.registration._renew()
+    async with Caller(transceiver.http_url, KEY) as caller:
+        first = caller.answer.partition("a=end-of-candidates")[0]
+        found = re.findall(r"a=candidate:(\S+) 1 udp (\d+) (\S+) (\d+) typ host", first)
+    by_priority = sorted(found, key=lambda candidate: -int(candidate[1]))
+    assert [(host, int(port)) for _, _, host, port in by_priority] == [
+        ("2001:db8:18::1", 3478),
+        ("198.18.0.1", 3478),
+        ("2001:db8:18::2", 443),
+        ("198.18.0.2", 443),
+        ("2001:db8:18::3", 80),
+    ]
+    assert len({foundation for foundation, *_ in found}) == len(found)
+    assert len({priority for _, priority, *_ in found}) == len(found)
+
+
 async def test_all_sessions_present_the_same_certificate(transceiver: Transceiver) -> None:
     async with (
         Caller(transceiver.http_url, KEY) as one,

@@ -66,6 +66,11 @@ def test_a_mapped_address_survives(mapped: stun.Address) -> None:
     assert aioice_stun.parse_message(data).attributes["XOR-MAPPED-ADDRESS"] == mapped
 
 
+def test_an_address_as_text_has_brackets_where_it_needs_them() -> None:
+    assert stun.text(("198.18.0.1", 3478)) == "198.18.0.1:3478"
+    assert stun.text(("2001:db8:18::1", 3478)) == "[2001:db8:18::1]:3478"
+
+
 def test_an_error_response_names_its_code_and_attributes() -> None:
     data = stun.binding_error(ID, 420, password=PASSWORD, unknown=(0x0030, 0x0031))
     message = stun.parse(data)

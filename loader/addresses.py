@@ -1,0 +1,41 @@
+"""Which addresses VIPs, inside addresses and transceivers can have, and how they are written."""
+
+import ipaddress
+
+__all__ = ["HostAddress", "endpoint", "host_address"]
+
+HostAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_NOT_OF_A_HOST = (ipaddress.ip_network("0.0.0.0/8"), ipaddress.ip_network("240.0.0.0/4"))
+
+
+def host_address(text: str) -> HostAddress:
+    """An address that a host on a network can have, and the relay can send to without more.
+
+    Raises ValueError with the rest of a sentence that begins with the address.
+    """
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError("is no IP address: give an IPv4 or IPv6 address, not a name") from None
+    if address.version == 6 and address.ipv4_mapped:
+        raise ValueError(f"is IPv4-mapped: give {address.ipv4_mapped} itself")
+    if address.is_unspecified:
+        raise ValueError("is the unspecified address: give the one that is meant")
+    for kind, so in (
+        ("loopback", address.is_loopback),
+        ("multicast", address.is_multicast),
+        ("link-local", address.is_link_local),
+    ):
+        if so:
+            raise ValueError(f"is a {kind} address: give one that can be routed")
+    if any(address in network for network in _NOT_OF_A_HOST):
+        raise ValueError("is a reserved address: give one that a host can have")
+    if address.version == 6 and address.scope_id:
+        raise ValueError("names an interface: give the address alone")
+    return address
+
+
+def endpoint(address: str, port: int) -> str:
+    """`198.18.0.1:3478`, or `[2001:db8::1]:3478`."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

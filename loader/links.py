@@ -1,0 +1,109 @@
+"""The links of a network namespace, in memory. No sockets here: the kernel's messages come in."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from loader.types import Mode
+
+__all__ = ["Link", "Links", "link_of", "mode_of", "vlan_of"]
+
+_8021Q = 0x8100
+_MODES = {"xdp": Mode.NATIVE, "xdpgeneric": Mode.GENERIC, "xdpoffload": Mode.OFFLOADED}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface. *mtu*: bytes of an IP packet; *mac*: empty if it has none.
+
+    *below* and *vlan* are the parent's ifindex and the VLAN's number if it is an 802.1Q VLAN
+    interface; *vlan* is 0 of any other interface, and None of a VLAN interface that the relay
+    cannot use: of another protocol, or with its parent in another namespace.
+    """
+
+    ifindex: int
+    name: str
+    mac: bytes
+    mtu: int
+    mode: Mode
+    below: int = 0
+    vlan: int | None = 0
+
+
+def vlan_of(message: Any) -> tuple[int, int] | None:
+    """A VLAN interface's number and EtherType, of its link message; None of any other's."""
+    info = message.get_attr("IFLA_LINKINFO")
+    if info is None or info.get_attr("IFLA_INFO_KIND") != "vlan":
+        return None
+    data = info.get_attr("IFLA_INFO_DATA")
+    return data.get_attr("IFLA_VLAN_ID"), data.get_attr("IFLA_VLAN_PROTOCOL")
+
+
+def mode_of(message: Any) -> Mode:
+    """How the interface carries an XDP program, of its link message."""
+    xdp = message.get_attr("IFLA_XDP")
+    return (
+        Mode.DETACHED
+        if xdp is None
+        else _MODES.get(xdp.get_attr("IFLA_XDP_ATTACHED"), Mode.DETACHED)
+    )
+
+
+def link_of(message: Any) -> Link:
+    """What a link message (RTM_NEWLINK) says."""
+    below: int = 0
+    vlan: int | None = 0
+    if (tag := vlan_of(message)) is not None:
+        number, protocol = tag
+        below = message.get_attr("IFLA_LINK")
+        elsewhere = message.get_attr("IFLA_LINK_NETNSID") is not None
+        vlan = None if elsewhere or protocol != _8021Q else number
+    return Link(
+        ifindex=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        mac=bytes.fromhex((message.get_attr("IFLA_ADDRESS") or "").replace(":", "")),
+        mtu=message.get_attr("IFLA_MTU"),
+        mode=mode_of(message),
+        below=below,
+        vlan=vlan,
+    )
+
+
+class Links:
+    """All links, by ifindex."""
+
+    def __init__(self) -> None:
+        self._links: dict[int, Link] = {}
+
+    def replace(self, messages: Iterable[Any]) -> None:
+        """Take over a whole dump."""
+        self._links = {link.ifindex: link for link in map(link_of, messages)}
+
+    def take(self, message: Any) -> None:
+        """Take over what the kernel says of one link."""
+        link = link_of(message)
+        self._links[link.ifindex] = link
+
+    def forget(self, ifindex: int) -> None:
+        """The kernel knows no such link any more."""
+        self._links.pop(ifindex, None)
+
+    def get(self, ifindex: int) -> Link | None:
+        """A link, or None if there is none of that index."""
+        return self._links.get(ifindex)
+
+    def named(self, name: str) -> Link | None:
+        """The link of that name, or None."""
+        return next((link for link in self._links.values() if link.name == name), None)
+
+    def carrier(self, ifindex: int) -> tuple[int, int] | None:
+        """Where XDP sends packets that are to leave by this link: the ifindex, which is the
+        parent's of a VLAN interface, and the VLAN's number or 0. None if it cannot: the relay
+        makes one 802.1Q tag."""
+        link = self._links.get(ifindex)
+        if link is None or link.vlan is None:
+            return None
+        if not link.vlan:
+            return ifindex, 0
+        below = self._links.get(link.below)
+        return (link.below, link.vlan) if below and below.vlan == 0 else None

@@ -1,0 +1,54 @@
+"""Addresses that hosts can have, and those that none can."""
+
+import pytest
+
+from loader.addresses import endpoint, host_address
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("198.18.1.1", "198.18.1.1"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("2001:DB8:0:0::1", "2001:db8::1"),
+        ("fd00::1", "fd00::1"),
+        ("64:ff9b::198.18.0.1", "64:ff9b::c612:1"),
+    ],
+)
+def test_an_address_has_one_text(text: str, canonical: str) -> None:
+    assert str(host_address(text)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("x1.example", "no IP address"),
+        ("", "no IP address"),
+        ("198.18.1", "no IP address"),
+        ("198.18.1.01", "no IP address"),
+        ("[2001:db8::1]", "no IP address"),
+        ("::ffff:198.18.1.1", "IPv4-mapped: give 198.18.1.1"),
+        ("::ffff:c612:101", "IPv4-mapped: give 198.18.1.1"),
+        ("0.0.0.0", "unspecified"),
+        ("::", "unspecified"),
+        ("127.0.0.1", "loopback"),
+        ("::1", "loopback"),
+        ("224.0.0.1", "multicast"),
+        ("ff02::1", "multicast"),
+        ("169.254.0.1", "link-local"),
+        ("fe80::1", "link-local"),
+        ("fe80::1%eth0", "link-local"),
+        ("0.1.2.3", "reserved"),
+        ("240.0.0.1", "reserved"),
+        ("255.255.255.255", "reserved"),
+        ("2001:db8::1%eth0", "names an interface"),
+    ],
+)
+def test_what_no_host_can_have_is_refused_with_the_reason(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        host_address(text)
+
+
+def test_an_endpoint_brackets_ipv6() -> None:
+    assert endpoint("198.18.0.1", 3478) == "198.18.0.1:3478"
+    assert endpoint("2001:db8::1", 3478) == "[2001:db8::1]:3478"
