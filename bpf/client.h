@@ -37,8 +37,9 @@ binding_request(struct xdp_md *ctx, struct shunt_settings *settings, struct shun
 	struct shunt_transceiver *transceiver;
 	struct shunt_handshake *handshake;
 	struct shunt_route *route;
+	struct shunt_to_transceiver *flow;
 	enum shunt_reason reason;
-	struct shunt_slot *slot;
+	struct shunt_slot slot;
 
 	reason = shunt_parse_ufrag(ctx, packet, work);
 	if (reason)
@@ -47,18 +48,18 @@ binding_request(struct xdp_md *ctx, struct shunt_settings *settings, struct shun
 	if (!route)
 		return SHUNT_DROP_no_route;
 
-	slot = shunt_find_flow(settings, client, index);
-	if (slot && slot->to_transceiver.route == route->id) {
+	flow = shunt_find_flow(settings, client, index);
+	if (flow && flow->route == route->id) {
 		handshake = handshakes.lookup(index);
-		if (handshake)
-			shunt_notice_hop(ctx, slot, handshake, packet, &stun->transaction);
+		if (handshake && shunt_get_slot(index, &slot))
+			shunt_notice_hop(ctx, &slot, handshake, packet, &stun->transaction);
 		return SHUNT_OK;
 	}
 	/* With the same transceiver it is an ICE restart: through the same flow, which takes the
 	 * route once the transceiver has answered. */
-	if (slot && slot->to_transceiver.transceiver != route->transceiver)
-		slot = NULL;
-	if (!slot || slot->to_transceiver.next_route != route->id) {
+	if (flow && flow->transceiver != route->transceiver)
+		flow = NULL;
+	if (!flow || flow->next_route != route->id) {
 		transceiver = transceivers.lookup(&route->transceiver);
 		if (!transceiver || !transceiver->port)
 			return SHUNT_DROP_transceiver_gone;
@@ -67,18 +68,17 @@ binding_request(struct xdp_md *ctx, struct shunt_settings *settings, struct shun
 			return reason;
 		if (!shunt_claim(route))
 			return SHUNT_DROP_route_busy;
-		reason = shunt_route_slot(ctx, settings, packet, client, route, transceiver, slot,
+		reason = shunt_route_slot(ctx, settings, packet, client, route, transceiver, flow,
 					  work, shunt_now(settings), index);
 		shunt_release(route);
 		if (reason)
 			return reason;
 	}
 
-	slot = slots.lookup(index);
 	handshake = handshakes.lookup(index);
-	if (!slot || !handshake)
+	if (!shunt_get_slot(index, &slot) || !handshake)
 		return SHUNT_DROP_table_full;
-	shunt_notice_hop(ctx, slot, handshake, packet, &stun->transaction);
+	shunt_notice_hop(ctx, &slot, handshake, packet, &stun->transaction);
 	shunt_remember_request(handshake, &stun->transaction);
 	return SHUNT_OK;
 }
@@ -90,8 +90,8 @@ static __always_inline enum shunt_reason shunt_answered_slot(struct shunt_settin
 							     const struct shunt_client *client,
 							     __u32 *index)
 {
+	struct shunt_to_transceiver *slot;
 	struct shunt_handshake *handshake;
-	struct shunt_slot *slot;
 	__u32 *found;
 
 	slot = shunt_find_flow(settings, client, index);
@@ -104,7 +104,7 @@ static __always_inline enum shunt_reason shunt_answered_slot(struct shunt_settin
 	if (!found)
 		return SHUNT_DROP_unexpected_response;
 	*index = *found;
-	slot = slots.lookup(index);
+	slot = slots_in.lookup(index);
 	handshake = handshakes.lookup(index);
 	if (!slot || !handshake || !shunt_is_live(slot) || !shunt_is_client(slot, client) ||
 	    !shunt_is_checked(handshake, &stun->transaction))
@@ -118,8 +118,9 @@ binding_response(struct xdp_md *ctx, struct shunt_settings *settings, struct shu
 		 struct shunt_scratch *work, __u32 *index)
 {
 	struct shunt_handshake *handshake;
-	struct shunt_slot *slot, *flow;
+	struct shunt_to_transceiver *flow;
 	enum shunt_reason reason;
+	struct shunt_slot slot;
 	__u32 flow_index = 0;
 	__u32 generation;
 
@@ -130,20 +131,19 @@ binding_response(struct xdp_md *ctx, struct shunt_settings *settings, struct shu
 	 * stranger's session that somebody aimed at it. */
 	if (stun->type != htons(SHUNT_STUN_SUCCESS))
 		return SHUNT_OK;
-	slot = slots.lookup(index);
 	handshake = handshakes.lookup(index);
-	if (!slot || !handshake)
+	if (!shunt_get_slot(index, &slot) || !handshake)
 		return SHUNT_DROP_unexpected_response;
 	generation = *(volatile __u32 *)&handshake->generation;
-	if (!shunt_is_live(slot) || !shunt_is_client(slot, client))
+	if (!shunt_is_live(slot.in) || !shunt_is_client(slot.in, client))
 		return SHUNT_DROP_unexpected_response;
-	slot->to_client.proven = 1;
-	if (!shunt_came_by(ctx, packet, &slot->to_client.hop))
-		shunt_next_hop_back(ctx, packet, &slot->to_client.hop);
-	if (slot->to_transceiver.state == SHUNT_PENDING) {
+	slot.out->proven = 1;
+	if (!shunt_came_by(ctx, packet, &slot.out->hop))
+		shunt_next_hop_back(ctx, packet, &slot.out->hop);
+	if (slot.in->state == SHUNT_PENDING) {
 		flow = shunt_find_flow(settings, client, &flow_index);
-		shunt_establish(settings, work, client, slot, handshake, generation, *index, flow,
-				flow_index, shunt_now(settings));
+		shunt_establish(settings, work, client, &slot, handshake, generation, *index, flow,
+				flow_index);
 	}
 	return SHUNT_OK;
 }

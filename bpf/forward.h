@@ -21,12 +21,12 @@ struct shunt_way {
 
 /* Through the slot to its transceiver. */
 static __always_inline enum shunt_reason shunt_way_in(struct shunt_settings *settings,
-						      const struct shunt_slot *slot, __u32 index,
-						      struct shunt_way *way)
+						      const struct shunt_to_transceiver *slot,
+						      __u32 index, struct shunt_way *way)
 {
 	const struct shunt_inside *inside =
 		&settings->inside[(index >> SHUNT_PORT_BITS) & (SHUNT_INSIDE_ADDRESSES - 1)];
-	__u32 number = slot->to_transceiver.transceiver;
+	__u32 number = slot->transceiver;
 	struct shunt_transceiver *transceiver;
 
 	transceiver = transceivers.lookup(&number);
@@ -39,26 +39,26 @@ static __always_inline enum shunt_reason shunt_way_in(struct shunt_settings *set
 	way->source_port = htons(index);
 	way->destination = transceiver->address;
 	way->destination_port = transceiver->port;
-	way->udp_delta = slot->to_transceiver.udp_delta;
-	way->ip_delta = slot->to_transceiver.ip_delta;
+	way->udp_delta = slot->udp_delta;
+	way->ip_delta = slot->ip_delta;
 	way->hop = &transceiver->hop;
 	return SHUNT_OK;
 }
 
 /* Through the slot to its client. */
 static __always_inline void shunt_way_out(struct shunt_settings *settings,
-					  const struct shunt_slot *slot, struct shunt_way *way)
+					  const struct shunt_to_client *slot, struct shunt_way *way)
 {
-	const struct shunt_vip *vip = &settings->vips[slot->to_client.vip & (SHUNT_VIPS - 1)];
+	const struct shunt_vip *vip = &settings->vips[slot->vip & (SHUNT_VIPS - 1)];
 
-	way->ipv6 = !shunt_is_ipv4(&slot->to_client.client);
+	way->ipv6 = !shunt_is_ipv4(&slot->client);
 	way->source = vip->address;
 	way->source_port = vip->port;
-	way->destination = slot->to_client.client;
-	way->destination_port = slot->to_client.client_port;
-	way->udp_delta = slot->to_client.udp_delta;
-	way->ip_delta = slot->to_client.ip_delta;
-	way->hop = &slot->to_client.hop;
+	way->destination = slot->client;
+	way->destination_port = slot->client_port;
+	way->udp_delta = slot->udp_delta;
+	way->ip_delta = slot->ip_delta;
+	way->hop = &slot->hop;
 }
 
 #define SHUNT_FAMILIES_DIFFER (sizeof(struct ipv6hdr) - sizeof(struct iphdr))
@@ -86,31 +86,35 @@ static __always_inline void shunt_leave(__u32 direction, __u32 index, __u32 gene
 	work->generation = generation;
 }
 
-static __always_inline void shunt_account_client(struct shunt_slot *slot, __u32 bytes)
+static __always_inline void shunt_account_out(struct shunt_to_client *slot, __u32 bytes)
 {
-	slot->to_client.packets++;
-	slot->to_client.bytes += bytes;
+	slot->packets++;
+	slot->bytes += bytes;
 	shunt_count(SHUNT_TO_CLIENT, bytes);
 }
 
-/* Everything that could fail has been checked. */
+static __always_inline void shunt_account_in(struct shunt_settings *settings,
+					     struct shunt_to_transceiver *slot, __u32 bytes)
+{
+	__u32 now = shunt_now(settings);
+
+	slot->packets++;
+	slot->bytes += bytes;
+	if (slot->seen != now)
+		slot->seen = now;
+	shunt_count(SHUNT_TO_TRANSCEIVER, bytes);
+}
+
+/* Everything that could fail has been checked. One half of the slot is enough. */
 static __always_inline void shunt_account(struct shunt_settings *settings,
 					  const struct shunt_packet *packet,
 					  const struct shunt_way *way, struct shunt_slot *slot,
 					  __u32 direction)
 {
-	__u32 now;
-
-	if (direction == SHUNT_TO_CLIENT) {
-		shunt_account_client(slot, shunt_length_as(packet, way->ipv6));
-		return;
-	}
-	now = shunt_now(settings);
-	slot->to_transceiver.packets++;
-	slot->to_transceiver.bytes += packet->length;
-	if (slot->to_transceiver.seen != now)
-		slot->to_transceiver.seen = now;
-	shunt_count(SHUNT_TO_TRANSCEIVER, packet->length);
+	if (direction == SHUNT_TO_CLIENT)
+		shunt_account_out(slot->out, shunt_length_as(packet, way->ipv6));
+	else
+		shunt_account_in(settings, slot->in, packet->length);
 }
 
 static __always_inline void shunt_write_ethernet(struct ethhdr *ethernet,
@@ -177,5 +181,5 @@ static __always_inline int shunt_forward(struct xdp_md *ctx, struct shunt_settin
 	packet->udp->source = way->source_port;
 	packet->udp->dest = way->destination_port;
 	packet->udp->check = shunt_csum_udp(packet->udp->check, way->udp_delta);
-	return shunt_send(ctx, hop->ifindex);
+	return shunt_send(ctx, settings, hop->ifindex);
 }

@@ -73,7 +73,7 @@ static __always_inline void shunt_notice_hop(struct xdp_md *ctx, const struct sh
 					     const struct shunt_packet *packet,
 					     const struct shunt_transaction *transaction)
 {
-	if (shunt_came_by(ctx, packet, &slot->to_client.hop))
+	if (shunt_came_by(ctx, packet, &slot->out->hop))
 		return;
 	shunt_next_hop_back(ctx, packet, &handshake->hop);
 	handshake->hop_request = *transaction;
@@ -87,6 +87,6 @@ static __always_inline void shunt_take_hop(struct shunt_slot *slot,
 	if (!handshake->hop.ifindex ||
 	    !shunt_same_transaction(&handshake->hop_request, transaction))
 		return;
-	slot->to_client.hop = handshake->hop;
+	slot->out->hop = handshake->hop;
 	handshake->hop.ifindex = 0;
 }

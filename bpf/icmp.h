@@ -294,10 +294,11 @@ static __always_inline bool shunt_fill_message(const struct shunt_packet *packet
 }
 
 /* Sends the error on. */
-static __always_inline int shunt_forward_error(struct xdp_md *ctx, struct shunt_packet *packet,
+static __always_inline int shunt_forward_error(struct xdp_md *ctx, struct shunt_settings *settings,
+					       struct shunt_packet *packet,
 					       const struct shunt_error *error,
 					       struct shunt_way *way, struct shunt_slot *slot,
-					       __u16 back, __u32 direction,
+					       __u32 index, __u16 back, __u32 direction,
 					       struct shunt_scratch *work)
 {
 	const bool translate = way->ipv6 != packet->ipv6;
@@ -316,7 +317,7 @@ static __always_inline int shunt_forward_error(struct xdp_md *ctx, struct shunt_
 	if ((way->hop->mtu && length > way->hop->mtu) ||
 	    (way->ipv6 && length > SHUNT_LONGEST_ERROR6))
 		return shunt_drop(SHUNT_DROP_mtu);
-	if (direction == SHUNT_TO_CLIENT && shunt_is_amplification(slot, length))
+	if (direction == SHUNT_TO_CLIENT && shunt_is_amplification(slot->out, index, length))
 		return shunt_drop(SHUNT_DROP_amplification);
 	if (!shunt_fill_message(packet, error, way, back, length, work))
 		return shunt_drop(SHUNT_DROP_icmp);
@@ -333,9 +334,9 @@ static __always_inline int shunt_forward_error(struct xdp_md *ctx, struct shunt_
 	if ((void *)to + (way->ipv6 ? 56 : 36) > (void *)(long)ctx->data_end)
 		return shunt_drop(SHUNT_DROP_headroom);
 	if (direction == SHUNT_TO_CLIENT)
-		shunt_account_client(slot, length);
+		shunt_account_out(slot->out, length);
 	else
-		shunt_count(SHUNT_TO_TRANSCEIVER, length);
+		shunt_count(SHUNT_TO_TRANSCEIVER, packet->length);
 	if (!translate)
 		shunt_rewrite_ip(ip, way);
 	else if (way->ipv6)
@@ -347,7 +348,7 @@ static __always_inline int shunt_forward_error(struct xdp_md *ctx, struct shunt_
 		__builtin_memcpy(to, work->message, 56);
 	else
 		__builtin_memcpy(to, work->message, 36);
-	return shunt_send(ctx, way->hop->ifindex);
+	return shunt_send(ctx, settings, way->hop->ifindex);
 }
 
 /* The error comes from the client's side: for the transceiver. */
@@ -363,17 +364,16 @@ static __always_inline int shunt_error_in(struct xdp_md *ctx, struct shunt_setti
 	};
 	struct shunt_way way = {};
 	enum shunt_reason reason;
-	struct shunt_slot *slot;
+	struct shunt_slot slot;
 	__u32 index = 0;
 
-	slot = shunt_find_flow(settings, &client, &index);
-	if (!slot)
+	if (!shunt_find_flow(settings, &client, &index) || !shunt_get_slot(&index, &slot))
 		return shunt_drop(SHUNT_DROP_icmp);
-	reason = shunt_way_in(settings, slot, index, &way);
+	reason = shunt_way_in(settings, slot.in, index, &way);
 	if (reason)
 		return shunt_drop(reason);
-	return shunt_forward_error(ctx, packet, error, &way, slot, slot->to_client.udp_delta,
-				   SHUNT_TO_TRANSCEIVER, work);
+	return shunt_forward_error(ctx, settings, packet, error, &way, &slot, index,
+				   slot.out->udp_delta, SHUNT_TO_TRANSCEIVER, work);
 }
 
 /* The error comes from the inside: for the client. */
@@ -384,18 +384,18 @@ static __always_inline int shunt_error_out(struct xdp_md *ctx, struct shunt_sett
 {
 	struct shunt_transceiver *transceiver;
 	struct shunt_way way = {};
-	struct shunt_slot *slot;
+	struct shunt_slot slot;
 	__u32 number;
 
-	slot = slots.lookup(&index);
-	if (!slot || slot->to_client.state != SHUNT_ESTABLISHED)
+	if (!shunt_get_slot(&index, &slot) || slot.out->state != SHUNT_ESTABLISHED)
 		return shunt_drop(SHUNT_DROP_icmp);
-	number = slot->to_client.transceiver;
+	number = slot.out->transceiver;
 	transceiver = transceivers.lookup(&number);
 	if (!transceiver || transceiver->port != error->quoted_udp->dest ||
-	    !shunt_same_address(&transceiver->address, &error->quoted_destination))
+	    !shunt_same_address(&transceiver->address, &error->quoted_destination) ||
+	    packet->ipv6 == shunt_is_ipv4(&transceiver->address))
 		return shunt_drop(SHUNT_DROP_icmp);
-	shunt_way_out(settings, slot, &way);
-	return shunt_forward_error(ctx, packet, error, &way, slot, slot->to_transceiver.udp_delta,
-				   SHUNT_TO_CLIENT, work);
+	shunt_way_out(settings, slot.out, &way);
+	return shunt_forward_error(ctx, settings, packet, error, &way, &slot, index,
+				   slot.in->udp_delta, SHUNT_TO_CLIENT, work);
 }

@@ -30,9 +30,12 @@ BPF_TABLE_PINNED("array", u32, struct shunt_transceiver, transceivers, SHUNT_TRA
 BPF_TABLE_PINNED("array", u32, struct shunt_bucket, flows, SHUNT_BUCKETS, SHUNT_PINS "/flows",
 		 BPF_F_MMAPABLE);
 
-/* The flow table. The program opens slots, the agent closes and frees them. */
-BPF_TABLE_PINNED("array", u32, struct shunt_slot, slots, SHUNT_SLOTS, SHUNT_PINS "/slots",
-		 BPF_F_MMAPABLE);
+/* The flow table, a half for each direction. The program opens slots, the agent closes and frees
+ * them. */
+BPF_TABLE_PINNED("array", u32, struct shunt_to_transceiver, slots_in, SHUNT_SLOTS,
+		 SHUNT_PINS "/slots_in", BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", u32, struct shunt_to_client, slots_out, SHUNT_SLOTS,
+		 SHUNT_PINS "/slots_out", BPF_F_MMAPABLE);
 
 /* The part of a slot that only STUN touches, kept out of the media's cache lines. */
 BPF_TABLE_PINNED("array", u32, struct shunt_handshake, handshakes, SHUNT_SLOTS,
@@ -49,7 +52,7 @@ BPF_TABLE_PINNED("array", u32, u32, free_tail, 1, SHUNT_PINS "/free_tail", BPF_F
 BPF_TABLE_PINNED("array", u32, struct shunt_free_head, free_head, 1, SHUNT_PINS "/free_head");
 
 /* Packets by reason, a counter for each CPU. */
-BPF_TABLE_PINNED("percpu_array", u32, u64, drops, SHUNT_REASON_END, SHUNT_PINS "/drops");
+BPF_TABLE_PINNED("percpu_array", u32, u64, drops, SHUNT_REASON_ROOM, SHUNT_PINS "/drops");
 
 /* Packets and bytes by enum shunt_direction, a counter for each CPU. */
 BPF_TABLE_PINNED("percpu_array", u32, struct shunt_traffic, traffic, SHUNT_DIRECTIONS,

@@ -107,7 +107,8 @@ static __always_inline enum shunt_kind shunt_parse_ipv6(struct shunt_packet *pac
 	packet->transport = (void *)(ip + 1);
 	packet->source = shunt_address6(&ip->saddr);
 	packet->destination = shunt_address6(&ip->daddr);
-	if (shunt_is_ipv4(&packet->destination)) /* would pass for IPv4 from here on */
+	/* Of ::/64: an IPv4-mapped one would pass for IPv4 from here on, :: for one that is not set. */
+	if (!packet->destination.half[0])
 		return SHUNT_OTHER;
 	switch (ip->nexthdr) {
 	case IPPROTO_UDP:

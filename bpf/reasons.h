@@ -40,6 +40,9 @@
 	  "ICMP error about a packet as the relay sends them, but of no flow, or cut short")       \
 	X(29, program, "a part of the program is missing: load it again")
 
+/* Entries of the map `drops`: room for reasons to come, or each would make it another map. */
+#define SHUNT_REASON_ROOM 64
+
 enum shunt_reason {
 	SHUNT_OK = 0, /* not a reason: nothing speaks against the packet so far */
 #define SHUNT_REASON_ENUM(number, name, meaning) SHUNT_DROP_##name = number,

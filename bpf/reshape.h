@@ -156,5 +156,5 @@ static __always_inline int shunt_reshape_packet(struct xdp_md *ctx, struct shunt
 	udp->source = way->source_port;
 	udp->dest = way->destination_port;
 	udp->check = checksum;
-	return shunt_send(ctx, way->hop->ifindex);
+	return shunt_send(ctx, settings, way->hop->ifindex);
 }

@@ -36,7 +36,7 @@ static __always_inline int from_client(struct xdp_md *ctx, struct shunt_settings
 {
 	struct shunt_client client = {};
 	enum shunt_reason reason;
-	struct shunt_slot *slot;
+	struct shunt_slot slot;
 	struct shunt_way way;
 	__u32 index = 0;
 
@@ -54,20 +54,20 @@ static __always_inline int from_client(struct xdp_md *ctx, struct shunt_settings
 	client.address = packet->source;
 	client.port = packet->udp->source;
 	client.vip = vip;
-	slot = shunt_find_flow(settings, &client, &index);
-	if (!slot)
+	slot.in = shunt_find_flow(settings, &client, &index);
+	if (!slot.in)
 		return shunt_drop(SHUNT_DROP_no_flow);
-	reason = shunt_way_in(settings, slot, index, &way);
+	reason = shunt_way_in(settings, slot.in, index, &way);
 	if (reason)
 		return shunt_drop(reason);
-	return shunt_forward(ctx, settings, packet, &way, slot, index, 0, SHUNT_TO_TRANSCEIVER);
+	return shunt_forward(ctx, settings, packet, &way, &slot, index, 0, SHUNT_TO_TRANSCEIVER);
 }
 
 static __always_inline int from_transceiver(struct xdp_md *ctx, struct shunt_settings *settings,
 					    struct shunt_packet *packet, __u32 index)
 {
 	enum shunt_reason reason;
-	struct shunt_slot *slot;
+	struct shunt_slot slot;
 	struct shunt_way way;
 
 	if (!shunt_is_inside(ctx, settings, packet))
@@ -75,18 +75,18 @@ static __always_inline int from_transceiver(struct xdp_md *ctx, struct shunt_set
 	reason = shunt_check_headers(packet);
 	if (reason)
 		return shunt_drop(reason);
-	slot = slots.lookup(&index);
-	if (!slot)
+	slot.out = slots_out.lookup(&index);
+	if (!slot.out)
 		return shunt_drop(SHUNT_DROP_slot_free);
-	reason = shunt_check_return(packet, slot);
+	reason = shunt_check_return(packet, slot.out);
 	if (reason)
 		return shunt_drop(reason);
-	shunt_way_out(settings, slot, &way);
-	if (shunt_is_amplification(slot, shunt_length_as(packet, way.ipv6)))
+	shunt_way_out(settings, slot.out, &way);
+	if (shunt_is_amplification(slot.out, index, shunt_length_as(packet, way.ipv6)))
 		return shunt_drop(SHUNT_DROP_amplification);
 	if (shunt_classify(packet) == SHUNT_CLASS_STUN)
 		return shunt_continue(ctx, SHUNT_PART_transceiver_stun);
-	return shunt_forward(ctx, settings, packet, &way, slot, index, 0, SHUNT_TO_CLIENT);
+	return shunt_forward(ctx, settings, packet, &way, &slot, index, 0, SHUNT_TO_CLIENT);
 }
 
 /* Inlined once for either family, which is then known all the way. */
@@ -142,7 +142,7 @@ int shunt_client_stun(struct xdp_md *ctx)
 	struct shunt_settings *current;
 	struct shunt_scratch *work;
 	enum shunt_reason reason;
-	struct shunt_slot *slot;
+	struct shunt_slot slot;
 	struct shunt_way way;
 	__u32 generation;
 	__u32 index = 0;
@@ -160,20 +160,19 @@ int shunt_client_stun(struct xdp_md *ctx)
 	if (reason)
 		return shunt_drop(reason);
 
-	slot = slots.lookup(&index);
 	handshake = handshakes.lookup(&index);
-	if (!slot || !handshake)
+	if (!shunt_get_slot(&index, &slot) || !handshake)
 		return shunt_drop(SHUNT_DROP_no_flow);
 	/* Another CPU may be taking a pending slot over: what is read must all be of one client. */
 	generation = *(volatile __u32 *)&handshake->generation;
-	if (!shunt_is_live(slot) || !shunt_is_client(slot, &client))
+	if (!shunt_is_live(slot.in) || !shunt_is_client(slot.in, &client))
 		return shunt_drop(SHUNT_DROP_route_busy);
-	reason = shunt_way_in(current, slot, index, &way);
+	reason = shunt_way_in(current, slot.in, index, &way);
 	if (reason)
 		return shunt_drop(reason);
 	if (generation != *(volatile __u32 *)&handshake->generation)
 		return shunt_drop(SHUNT_DROP_route_busy);
-	return shunt_forward(ctx, current, &packet, &way, slot, index, generation,
+	return shunt_forward(ctx, current, &packet, &way, &slot, index, generation,
 			     SHUNT_TO_TRANSCEIVER);
 }
 
@@ -183,7 +182,7 @@ int shunt_transceiver_stun(struct xdp_md *ctx)
 	struct shunt_handshake *handshake;
 	struct shunt_settings *current;
 	struct shunt_scratch *work;
-	struct shunt_slot *slot;
+	struct shunt_slot slot;
 	struct shunt_way way;
 	__u32 generation;
 	__u32 index = 0;
@@ -193,45 +192,41 @@ int shunt_transceiver_stun(struct xdp_md *ctx)
 	if (!current || !work || shunt_check_headers(&packet) ||
 	    !shunt_find_slot(current, &packet.destination, packet.udp->dest, &index))
 		return shunt_pass(ctx);
-	slot = slots.lookup(&index);
 	handshake = handshakes.lookup(&index);
-	if (!slot || !handshake)
+	if (!shunt_get_slot(&index, &slot) || !handshake)
 		return shunt_drop(SHUNT_DROP_slot_free);
 	generation = *(volatile __u32 *)&handshake->generation;
-	if (!shunt_is_live(slot))
+	if (!shunt_is_live(slot.in))
 		return shunt_drop(SHUNT_DROP_slot_closing);
-	shunt_follow_transceiver(current, &packet, slot, handshake, work, generation, index);
+	shunt_follow_transceiver(current, &packet, &slot, handshake, work, generation, index);
 
-	shunt_way_out(current, slot, &way);
-	work->hop = slot->to_client.hop;
+	shunt_way_out(current, slot.out, &way);
+	work->hop = slot.out->hop;
 	way.hop = &work->hop;
 	if (generation != *(volatile __u32 *)&handshake->generation)
 		return shunt_drop(SHUNT_DROP_slot_closing);
-	return shunt_forward(ctx, current, &packet, &way, slot, index, generation, SHUNT_TO_CLIENT);
+	return shunt_forward(ctx, current, &packet, &way, &slot, index, generation,
+			     SHUNT_TO_CLIENT);
 }
 
-/* The slot and the way that an earlier part has chosen. */
-static __always_inline struct shunt_slot *resume(struct shunt_settings *settings,
-						 struct shunt_scratch *work, struct shunt_way *way)
+/* The slot and the way that an earlier part has chosen; false: they are no longer there. */
+static __always_inline bool resume(struct shunt_settings *settings, struct shunt_scratch *work,
+				   struct shunt_slot *slot, struct shunt_way *way)
 {
 	struct shunt_handshake *handshake;
 	__u32 index = work->slot;
-	struct shunt_slot *slot;
 
-	slot = slots.lookup(&index);
 	handshake = handshakes.lookup(&index);
-	if (!slot || !handshake)
-		return NULL;
+	if (!shunt_get_slot(&index, slot) || !handshake)
+		return false;
 	if (work->direction == SHUNT_TO_CLIENT) {
-		shunt_way_out(settings, slot, way);
-		work->hop = slot->to_client.hop;
+		shunt_way_out(settings, slot->out, way);
+		work->hop = slot->out->hop;
 		way->hop = &work->hop;
-	} else if (shunt_way_in(settings, slot, index, way)) {
-		return NULL;
+	} else if (shunt_way_in(settings, slot->in, index, way)) {
+		return false;
 	}
-	if (work->generation && work->generation != *(volatile __u32 *)&handshake->generation)
-		return NULL;
-	return slot;
+	return !work->generation || work->generation == *(volatile __u32 *)&handshake->generation;
 }
 
 int shunt_reshape(struct xdp_md *ctx)
@@ -239,7 +234,7 @@ int shunt_reshape(struct xdp_md *ctx)
 	struct shunt_packet packet = {};
 	struct shunt_settings *current;
 	struct shunt_scratch *work;
-	struct shunt_slot *slot;
+	struct shunt_slot slot;
 	struct shunt_way way;
 	__u32 zero = 0;
 
@@ -247,10 +242,9 @@ int shunt_reshape(struct xdp_md *ctx)
 	work = scratch.lookup(&zero);
 	if (!current || !work || shunt_check_headers(&packet))
 		return shunt_pass(ctx);
-	slot = resume(current, work, &way);
-	if (!slot)
+	if (!resume(current, work, &slot, &way))
 		return shunt_drop(SHUNT_DROP_route_busy);
-	return shunt_reshape_packet(ctx, current, &packet, &way, slot, work->direction);
+	return shunt_reshape_packet(ctx, current, &packet, &way, &slot, work->direction);
 }
 
 int shunt_too_big(struct xdp_md *ctx)
@@ -258,7 +252,7 @@ int shunt_too_big(struct xdp_md *ctx)
 	struct shunt_packet packet = {};
 	struct shunt_settings *current;
 	struct shunt_scratch *work;
-	struct shunt_slot *slot;
+	struct shunt_slot slot;
 	struct shunt_way way;
 	__u32 zero = 0;
 
@@ -266,10 +260,9 @@ int shunt_too_big(struct xdp_md *ctx)
 	work = scratch.lookup(&zero);
 	if (!current || !work || shunt_check_headers(&packet))
 		return shunt_pass(ctx);
-	slot = resume(current, work, &way);
-	if (!slot)
+	if (!resume(current, work, &slot, &way))
 		return shunt_drop(SHUNT_DROP_mtu);
-	return shunt_tell_too_big(ctx, &packet, &way, slot);
+	return shunt_tell_too_big(ctx, current, &packet, &way, &slot);
 }
 
 int shunt_icmp(struct xdp_md *ctx)

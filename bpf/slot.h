@@ -19,27 +19,40 @@
 #include "flows.h"
 #include "stun.h"
 
+/* Both halves of a slot. */
+struct shunt_slot {
+	struct shunt_to_transceiver *in;
+	struct shunt_to_client *out;
+};
+
+/* False: there is no such slot. */
+static __always_inline bool shunt_get_slot(__u32 *index, struct shunt_slot *slot)
+{
+	slot->in = slots_in.lookup(index);
+	slot->out = slots_out.lookup(index);
+	return slot->in && slot->out;
+}
+
 #define SHUNT_IDLE_TICKS 38 /* 5 s: an established flow without a client packet is idle */
 
 static __always_inline void shunt_set_state(struct shunt_slot *slot, __u8 state, __u32 now)
 {
-	slot->to_transceiver.since = now;
+	slot->in->since = now;
 	/* What was written before must not sink below the state that makes it count. */
 	asm volatile("" ::: "memory");
-	slot->to_transceiver.state = state;
-	slot->to_client.state = state;
+	slot->in->state = state;
+	slot->out->state = state;
 	asm volatile("" ::: "memory");
 }
 
-static __always_inline bool shunt_is_idle(const struct shunt_slot *slot, __u32 now)
+static __always_inline bool shunt_is_idle(const struct shunt_to_transceiver *slot, __u32 now)
 {
-	return shunt_age(slot->to_transceiver.seen, now) >= SHUNT_IDLE_TICKS;
+	return shunt_age(slot->seen, now) >= SHUNT_IDLE_TICKS;
 }
 
-static __always_inline bool shunt_is_live(const struct shunt_slot *slot)
+static __always_inline bool shunt_is_live(const struct shunt_to_transceiver *slot)
 {
-	return slot->to_transceiver.state == SHUNT_PENDING ||
-	       slot->to_transceiver.state == SHUNT_ESTABLISHED;
+	return slot->state == SHUNT_PENDING || slot->state == SHUNT_ESTABLISHED;
 }
 
 /* The next hop back to where the packet came from. */
@@ -135,10 +148,10 @@ static __always_inline void shunt_set_deltas(struct shunt_slot *slot,
 	/* The TTL is the upper byte of its word and goes down by one. */
 	const __u64 ttl = htons(0x0100);
 
-	slot->to_transceiver.udp_delta = shunt_csum_delta(outer + outer_ports, inner + inner_ports);
-	slot->to_transceiver.ip_delta = shunt_csum_delta(outer + ttl, inner);
-	slot->to_client.udp_delta = shunt_csum_delta(inner + inner_ports, outer + outer_ports);
-	slot->to_client.ip_delta = shunt_csum_delta(inner + ttl, outer);
+	slot->in->udp_delta = shunt_csum_delta(outer + outer_ports, inner + inner_ports);
+	slot->in->ip_delta = shunt_csum_delta(outer + ttl, inner);
+	slot->out->udp_delta = shunt_csum_delta(inner + inner_ports, outer + outer_ports);
+	slot->out->ip_delta = shunt_csum_delta(inner + ttl, outer);
 }
 
 /* Makes the slot the client's on the way to the route's transceiver. The route is claimed, so that
@@ -155,24 +168,24 @@ shunt_open(struct xdp_md *ctx, struct shunt_settings *settings, const struct shu
 	shunt_set_state(slot, SHUNT_FREE, now);
 	bpf_spin_unlock(&handshake->lock);
 
-	slot->to_transceiver.client = client->address;
-	slot->to_transceiver.client_port = client->port;
-	slot->to_transceiver.vip = client->vip;
-	slot->to_transceiver.transceiver = route->transceiver;
-	slot->to_transceiver.route = route->id;
-	slot->to_transceiver.next_route = 0;
-	slot->to_transceiver.seen = now;
-	slot->to_transceiver.packets = 0;
-	slot->to_transceiver.bytes = 0;
+	slot->in->client = client->address;
+	slot->in->client_port = client->port;
+	slot->in->vip = client->vip;
+	slot->in->transceiver = route->transceiver;
+	slot->in->route = route->id;
+	slot->in->next_route = 0;
+	slot->in->seen = now;
+	slot->in->packets = 0;
+	slot->in->bytes = 0;
 
-	slot->to_client.client = client->address;
-	slot->to_client.client_port = client->port;
-	slot->to_client.vip = client->vip;
-	slot->to_client.transceiver = route->transceiver;
-	slot->to_client.proven = route->flags & SHUNT_ROUTE_NO_CHECKS ? 1 : 0;
-	shunt_next_hop_back(ctx, packet, &slot->to_client.hop);
-	slot->to_client.packets = 0;
-	slot->to_client.bytes = 0;
+	slot->out->client = client->address;
+	slot->out->client_port = client->port;
+	slot->out->vip = client->vip;
+	slot->out->transceiver = route->transceiver;
+	slot->out->proven = route->flags & SHUNT_ROUTE_NO_CHECKS ? 1 : 0;
+	shunt_next_hop_back(ctx, packet, &slot->out->hop);
+	slot->out->packets = 0;
+	slot->out->bytes = 0;
 
 	shunt_set_deltas(slot, packet, settings, transceiver, index);
 
@@ -209,17 +222,15 @@ static __always_inline void shunt_release(struct shunt_route *route)
 #define SHUNT_MERIT_ASKED 0x7fffffff   /* another route's flow, that has only asked for this one */
 #define SHUNT_MERIT_UNUSED 0x80000000
 
-static __always_inline __u32 shunt_merit(const struct shunt_slot *slot,
+static __always_inline __u32 shunt_merit(const struct shunt_to_transceiver *slot,
 					 const struct shunt_route *route, __u32 now)
 {
-	if (slot->to_transceiver.route != route->id)
-		return slot->to_transceiver.next_route == route->id && shunt_is_live(slot)
-			       ? SHUNT_MERIT_ASKED
-			       : SHUNT_MERIT_UNUSED;
-	switch (slot->to_transceiver.state) {
+	if (slot->route != route->id)
+		return slot->next_route == route->id && shunt_is_live(slot) ? SHUNT_MERIT_ASKED
+									    : SHUNT_MERIT_UNUSED;
+	switch (slot->state) {
 	case SHUNT_PENDING:
-		return SHUNT_MERIT_PENDING +
-		       (shunt_age(slot->to_transceiver.since, now) & 0x3ffffffe);
+		return SHUNT_MERIT_PENDING + (shunt_age(slot->since, now) & 0x3ffffffe);
 	case SHUNT_ESTABLISHED:
 		return shunt_is_idle(slot, now) ? SHUNT_MERIT_IDLE : 0;
 	default:
@@ -241,10 +252,13 @@ static __always_inline enum shunt_reason
 shunt_route_slot(struct xdp_md *ctx, struct shunt_settings *settings,
 		 const struct shunt_packet *packet, const struct shunt_client *client,
 		 struct shunt_route *route, const struct shunt_transceiver *transceiver,
-		 struct shunt_slot *restarting, struct shunt_scratch *work, __u32 now, __u32 *index)
+		 const struct shunt_to_transceiver *restarting, struct shunt_scratch *work,
+		 __u32 now, __u32 *index)
 {
+	struct shunt_to_transceiver *fresh;
 	struct shunt_handshake *handshake;
-	struct shunt_slot *slot;
+	bool displaced = false; /* what the route had at this place goes */
+	struct shunt_slot slot;
 	__u32 place;
 
 	work->place = SHUNT_ROUTE_SLOTS;
@@ -254,15 +268,14 @@ shunt_route_slot(struct xdp_md *ctx, struct shunt_settings *settings,
 		__u32 candidate = route->slots[i];
 		__u32 merit;
 
-		slot = slots.lookup(&candidate);
-		if (!slot)
+		if (!shunt_get_slot(&candidate, &slot))
 			continue;
-		merit = shunt_merit(slot, route, now);
-		if (!restarting && merit < SHUNT_MERIT_UNUSED && shunt_is_client(slot, client) &&
-		    slot->to_transceiver.route == route->id) {
+		merit = shunt_merit(slot.in, route, now);
+		if (!restarting && merit < SHUNT_MERIT_UNUSED && shunt_is_client(slot.in, client) &&
+		    slot.in->route == route->id) {
 			/* Established, yet not the client's flow: its entry was lost. */
-			if (slot->to_transceiver.state == SHUNT_ESTABLISHED)
-				shunt_set_state(slot, SHUNT_PENDING, now);
+			if (slot.in->state == SHUNT_ESTABLISHED)
+				shunt_set_state(&slot, SHUNT_PENDING, now);
 			*index = candidate;
 			return SHUNT_OK;
 		}
@@ -275,56 +288,61 @@ shunt_route_slot(struct xdp_md *ctx, struct shunt_settings *settings,
 	place = work->place;
 	if (place >= SHUNT_ROUTE_SLOTS)
 		return SHUNT_DROP_route_full;
-	slot = slots.lookup(&route->slots[place]);
-	if (!slot)
-		return SHUNT_DROP_table_full;
-	if (!restarting && work->merit >= SHUNT_MERIT_PENDING && work->merit < SHUNT_MERIT_ASKED) {
-		*index = route->slots[place]; /* taken over */
-	} else {
-		if (!restarting && !shunt_take_free(index))
-			return SHUNT_DROP_table_full;
-		if (work->merit == SHUNT_MERIT_ASKED)
-			slot->to_transceiver.next_route = 0;
-		else if (work->merit != SHUNT_MERIT_UNUSED)
-			shunt_set_state(slot, SHUNT_CLOSING, now);
-	}
-
-	handshake = handshakes.lookup(index);
-	slot = slots.lookup(index);
-	if (!slot || !handshake)
+	if (!shunt_get_slot(&route->slots[place], &slot))
 		return SHUNT_DROP_table_full;
 	if (restarting) {
-		slot->to_transceiver.next_route = route->id;
+		displaced = true;
+	} else if (work->merit >= SHUNT_MERIT_PENDING && work->merit < SHUNT_MERIT_ASKED) {
+		*index = route->slots[place]; /* taken over */
+	} else {
+		fresh = shunt_take_free(index) ? slots_in.lookup(index) : NULL;
+		/* Whatever may have broken the ring: a slot in use stays. */
+		if (!fresh || fresh->state != SHUNT_FREE)
+			return SHUNT_DROP_table_full;
+		displaced = true;
+	}
+	if (displaced && work->merit == SHUNT_MERIT_ASKED)
+		slot.in->next_route = 0;
+	else if (displaced && work->merit != SHUNT_MERIT_UNUSED)
+		shunt_set_state(&slot, SHUNT_CLOSING, now);
+
+	handshake = handshakes.lookup(index);
+	if (!shunt_get_slot(index, &slot) || !handshake)
+		return SHUNT_DROP_table_full;
+	if (restarting) {
+		slot.in->next_route = route->id;
 		handshake->next_request = 0; /* an answer to an earlier request decides nothing */
 	} else {
-		shunt_open(ctx, settings, packet, client, route, transceiver, slot, handshake,
+		shunt_open(ctx, settings, packet, client, route, transceiver, &slot, handshake,
 			   *index, now);
 	}
 	route->slots[place] = *index;
 	return SHUNT_OK;
 }
 
-/* Makes the slot its client's flow, in place of the one the client has, if any; unless the slot
+/* Makes the slot its client's flow, in place of the one that the client has, if any; unless the slot
  * has been opened anew since `generation`. */
 static __always_inline void
 shunt_establish(struct shunt_settings *settings, struct shunt_scratch *work,
 		const struct shunt_client *client, struct shunt_slot *slot,
 		struct shunt_handshake *handshake, __u32 generation, __u32 index,
-		struct shunt_slot *flow, __u32 flow_index, __u32 now)
+		const struct shunt_to_transceiver *flow, __u32 flow_index)
 {
+	const __u32 now = shunt_now(settings);
+	struct shunt_slot replaced;
 	bool done = false;
 
 	/* The entry first: until the slot says established, it counts for nothing. */
-	if (!shunt_put_flow(settings, work, client, index, flow ? flow_index : index))
+	if (!shunt_put_flow(settings, work, client, index))
 		return; /* stays pending; the client's next check tries again */
 	bpf_spin_lock(&handshake->lock);
-	if (handshake->generation == generation && slot->to_transceiver.state == SHUNT_PENDING) {
+	if (handshake->generation == generation && slot->in->state == SHUNT_PENDING) {
 		shunt_set_state(slot, SHUNT_ESTABLISHED, now);
 		done = true;
 	}
 	bpf_spin_unlock(&handshake->lock);
-	if (done && flow)
-		shunt_set_state(flow, SHUNT_CLOSING, now);
+	if (done && flow && shunt_get_slot(&flow_index, &replaced))
+		shunt_set_state(&replaced, SHUNT_CLOSING, now);
 }
 
 /* The slot's two routes change places. The old one is kept: if the new route turns out to be a
@@ -333,11 +351,11 @@ shunt_establish(struct shunt_settings *settings, struct shunt_scratch *work,
 static __always_inline void shunt_take_next_route(struct shunt_slot *slot,
 						  struct shunt_handshake *handshake)
 {
-	__u32 before = slot->to_transceiver.route;
+	__u32 before = slot->in->route;
 
-	if (!slot->to_transceiver.next_route)
+	if (!slot->in->next_route)
 		return;
-	slot->to_transceiver.route = slot->to_transceiver.next_route;
-	slot->to_transceiver.next_route = before;
+	slot->in->route = slot->in->next_route;
+	slot->in->next_route = before;
 	handshake->next_request = 0;
 }

@@ -44,8 +44,9 @@ static __always_inline void shunt_fill_too_big(struct shunt_icmp_header *icmp, _
 }
 
 /* `ipv6` is known where this is inlined. */
-static __always_inline int shunt_turn_back(struct xdp_md *ctx, struct shunt_packet *packet,
-					   __u32 mtu, const struct shunt_way *back, bool ipv6)
+static __always_inline int shunt_turn_back(struct xdp_md *ctx, struct shunt_settings *settings,
+					   struct shunt_packet *packet, __u32 mtu,
+					   const struct shunt_way *back, bool ipv6)
 {
 	const int quote = ipv6 ? SHUNT_QUOTE6 : SHUNT_QUOTE4;
 	const int header = (ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) +
@@ -88,10 +89,11 @@ static __always_inline int shunt_turn_back(struct xdp_md *ctx, struct shunt_pack
 				back);
 	shunt_fill_too_big(icmp, mtu, ipv6, back, sum);
 	shunt_drop(SHUNT_DROP_mtu); /* it is counted; what goes back is the relay's own */
-	return XDP_TX;
+	return shunt_send(ctx, settings, ctx->ingress_ifindex);
 }
 
-static __always_inline int shunt_tell_too_big(struct xdp_md *ctx, struct shunt_packet *packet,
+static __always_inline int shunt_tell_too_big(struct xdp_md *ctx, struct shunt_settings *settings,
+					      struct shunt_packet *packet,
 					      const struct shunt_way *way,
 					      const struct shunt_slot *slot)
 {
@@ -102,13 +104,13 @@ static __always_inline int shunt_tell_too_big(struct xdp_md *ctx, struct shunt_p
 		.destination = packet->source,
 	};
 
-	if (slot->to_client.state != SHUNT_ESTABLISHED)
+	if (slot->out->state != SHUNT_ESTABLISHED)
 		return shunt_drop(SHUNT_DROP_mtu);
 	if (packet->ipv6)
-		return shunt_turn_back(ctx, packet, mtu < SHUNT_LEAST_MTU ? SHUNT_LEAST_MTU : mtu,
-				       &back, true);
+		return shunt_turn_back(ctx, settings, packet,
+				       mtu < SHUNT_LEAST_MTU ? SHUNT_LEAST_MTU : mtu, &back, true);
 	/* Who lets it be fragmented does not ask for the path's MTU (RFC 1191 3). */
 	if (!(((struct iphdr *)packet->ip)->frag_off & htons(0x4000)))
 		return shunt_drop(SHUNT_DROP_mtu);
-	return shunt_turn_back(ctx, packet, mtu, &back, false);
+	return shunt_turn_back(ctx, settings, packet, mtu, &back, false);
 }

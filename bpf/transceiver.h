@@ -10,31 +10,36 @@
 
 /* Nobody is to be flooded by a request in their name (RFC 8445 19.5.1): 3 times what came from the
  * client, until the client has proven that it is there. */
-static __always_inline bool shunt_is_amplification(const struct shunt_slot *slot, __u32 length)
+static __always_inline bool shunt_is_amplification(const struct shunt_to_client *slot, __u32 index,
+						   __u32 length)
 {
-	return !slot->to_client.proven &&
-	       slot->to_client.bytes + length > 3 * slot->to_transceiver.bytes;
+	struct shunt_to_transceiver *in;
+
+	if (slot->proven)
+		return false;
+	in = slots_in.lookup(&index);
+	return !in || slot->bytes + length > 3 * in->bytes;
 }
 
 /* Whether the packet may go through the slot that it is for. */
 static __always_inline enum shunt_reason shunt_check_return(const struct shunt_packet *packet,
-							    const struct shunt_slot *slot)
+							    const struct shunt_to_client *slot)
 {
-	__u32 number = slot->to_client.transceiver;
+	__u32 number = slot->transceiver;
 	struct shunt_transceiver *transceiver;
 
-	if (slot->to_client.state == SHUNT_FREE)
+	if (slot->state == SHUNT_FREE)
 		return SHUNT_DROP_slot_free;
-	if (slot->to_client.state == SHUNT_CLOSING)
+	if (slot->state == SHUNT_CLOSING)
 		return SHUNT_DROP_slot_closing;
 	transceiver = transceivers.lookup(&number);
 	if (!transceiver || !transceiver->port)
 		return SHUNT_DROP_transceiver_gone;
 	if (!shunt_same_address(&transceiver->address, &packet->source) ||
-	    transceiver->port != packet->udp->source)
+	    transceiver->port != packet->udp->source ||
+	    (packet->ipv6 && shunt_is_ipv4(&packet->source)))
 		return SHUNT_DROP_wrong_transceiver;
-	if (slot->to_client.state != SHUNT_ESTABLISHED &&
-	    shunt_classify(packet) != SHUNT_CLASS_STUN)
+	if (slot->state != SHUNT_ESTABLISHED && shunt_classify(packet) != SHUNT_CLASS_STUN)
 		return SHUNT_DROP_not_established;
 	return SHUNT_OK;
 }
@@ -47,16 +52,15 @@ shunt_follow_transceiver(struct shunt_settings *settings, const struct shunt_pac
 {
 	struct shunt_stun *stun = shunt_parse_stun(packet);
 	struct shunt_client client = {};
-	struct shunt_slot *flow;
+	struct shunt_to_transceiver *flow;
 	__u32 flow_index = 0;
 	bool requested;
-	__u32 now;
 
 	if (!stun)
 		return;
 	if (stun->type == htons(SHUNT_STUN_REQUEST)) {
 		shunt_remember_check(handshake, &stun->transaction,
-				     slot->to_transceiver.state == SHUNT_PENDING, index);
+				     slot->in->state == SHUNT_PENDING, index);
 		return;
 	}
 	if (stun->type != htons(SHUNT_STUN_SUCCESS))
@@ -65,18 +69,17 @@ shunt_follow_transceiver(struct shunt_settings *settings, const struct shunt_pac
 	shunt_take_hop(slot, handshake, &stun->transaction);
 	if (!requested)
 		return;
-	if (slot->to_transceiver.state == SHUNT_ESTABLISHED) {
+	if (slot->in->state == SHUNT_ESTABLISHED) {
 		shunt_take_next_route(slot, handshake);
 		return;
 	}
-	client.address = slot->to_transceiver.client;
-	client.port = slot->to_transceiver.client_port;
-	client.vip = slot->to_transceiver.vip;
-	now = shunt_now(settings);
+	client.address = slot->in->client;
+	client.port = slot->in->client_port;
+	client.vip = slot->in->vip;
 	flow = shunt_find_flow(settings, &client, &flow_index);
 	/* A flow in use gives way only when the client itself has answered the transceiver:
 	 * anybody with a session of their own can have a request sent in a stranger's name. */
-	if (!flow || shunt_is_idle(flow, now))
+	if (!flow || shunt_is_idle(flow, shunt_now(settings)))
 		shunt_establish(settings, work, &client, slot, handshake, generation, index, flow,
-				flow_index, now);
+				flow_index);
 }

@@ -4,7 +4,8 @@
  *
  * No structure has implicit padding. An address is 16 bytes; an IPv4 address is held IPv4-mapped
  * (::ffff:a.b.c.d), so that its four bytes are word[3] and most of the walk is one for both
- * families. No IPv6 packet with a mapped address is taken for the relay's.
+ * families. No IPv6 packet to a mapped address is taken for the
+ * relay's, and none from one makes a slot.
  */
 #pragma once
 
@@ -13,7 +14,7 @@
 #define SHUNT_SLOTS 65536 /* 65536 for each inside address */
 #endif
 #ifndef SHUNT_BUCKETS
-#define SHUNT_BUCKETS 32768 /* a power of two, at least SHUNT_SLOTS / 2 */
+#define SHUNT_BUCKETS 16384 /* a power of two, at least SHUNT_SLOTS / 4 */
 #endif
 #ifndef SHUNT_RING
 #define SHUNT_RING 65536 /* a power of two, at least SHUNT_SLOTS */
@@ -32,9 +33,10 @@
 #define SHUNT_INTERFACES 16
 #define SHUNT_UFRAG_LENGTH 32 /* the longest ufrag that can be routed, in characters */
 #define SHUNT_ROUTE_SLOTS 8
-#define SHUNT_REQUESTS 4       /* a client's Binding Requests remembered per slot */
-#define SHUNT_CHECKS 2         /* a transceiver's checks remembered per slot */
-#define SHUNT_BUCKET_ENTRIES 7 /* a bucket is one cache line */
+#define SHUNT_REQUESTS 4        /* a client's Binding Requests remembered per slot */
+#define SHUNT_CHECKS 2          /* a transceiver's checks remembered per slot */
+#define SHUNT_BUCKET_ENTRIES 14 /* a bucket is one cache line */
+#define SHUNT_SLOT_BITS 20      /* a million slots */
 
 struct shunt_address {
 	union {
@@ -73,6 +75,8 @@ struct shunt_settings {
 	struct shunt_link inside_links[SHUNT_INTERFACES]; /* ifindex 0: no more */
 	__u16 first_port; /* the inside ports that are slots; others are the kernel's */
 	__u16 last_port;
+	__u32 no_tx; /* send back by XDP_REDIRECT; see shunt_send() */
+	__u32 unused;
 	/* Not configuration, but the program's own: the coarse time, and the jiffies of its reading. */
 	__u32 tick;
 	__u64 jiffies;
@@ -133,40 +137,40 @@ enum shunt_state {
 	SHUNT_CLOSING = 3,     /* over; rests before the port is used again */
 };
 
-/* One cache line for each direction, so that the two may be handled by two CPUs. The first three
- * fields of either are who the client is. */
-struct shunt_slot {
-	struct shunt_to_transceiver {
-		struct shunt_address client;
-		__be16 client_port;
-		__u8 vip; /* index into settings.vips */
-		__u8 state;
-		__u16 transceiver; /* index into transceivers */
-		__u16 udp_delta;
-		__u16 ip_delta; /* of IPv4 on both sides; else not used */
-		__u16 unused;
-		__u32 route;      /* id */
-		__u32 next_route; /* id; asked for, or held before; see shunt_take_next_route() */
-		__u32 seen;       /* tick of the client's last packet */
-		__u32 since;      /* tick of the last change of state */
-		__u32 unused_too;
-		__u64 packets;
-		__u64 bytes; /* of IP packets, as the client sent them */
-	} to_transceiver;
-	struct shunt_to_client {
-		struct shunt_address client;
-		__be16 client_port;
-		__u8 vip;
-		__u8 state; /* the same as above */
-		__u16 transceiver;
-		__u16 udp_delta;
-		__u16 ip_delta;
-		__u8 proven; /* the client has answered a check, or the transceiver makes none */
-		__u8 unused;
-		struct shunt_next_hop hop; /* as the client's packets showed it */
-		__u64 packets;
-		__u64 bytes; /* of IP packets, as the client gets them */
-	} to_client;
+/* A slot: one cache line for each direction, so that the two may be handled by two CPUs; in arrays of
+ * their own, so that a line does not bring its neighbour along. The first three fields of either
+ * are who the client is. */
+struct shunt_to_transceiver {
+	struct shunt_address client;
+	__be16 client_port;
+	__u8 vip; /* index into settings.vips */
+	__u8 state;
+	__u16 transceiver; /* index into transceivers */
+	__u16 udp_delta;
+	__u16 ip_delta; /* of IPv4 on both sides; else not used */
+	__u16 unused;
+	__u32 route;      /* id */
+	__u32 next_route; /* id; asked for, or held before; see shunt_take_next_route() */
+	__u32 seen;       /* tick of the client's last packet */
+	__u32 since;      /* tick of the last change of state */
+	__u32 unused_too;
+	__u64 packets;
+	__u64 bytes; /* of IP packets, as the client sent them */
+};
+
+struct shunt_to_client {
+	struct shunt_address client;
+	__be16 client_port;
+	__u8 vip;
+	__u8 state; /* the same as in the other half */
+	__u16 transceiver;
+	__u16 udp_delta;
+	__u16 ip_delta;
+	__u8 proven; /* the client has answered a check, or the transceiver makes none */
+	__u8 unused;
+	struct shunt_next_hop hop; /* as the client's packets showed it */
+	__u64 packets;
+	__u64 bytes; /* of IP packets, as the client gets them */
 };
 
 struct shunt_transaction {
@@ -189,12 +193,12 @@ struct shunt_handshake {
 	struct shunt_next_hop hop;
 };
 
-/* Established flows by the hash of (client, VIP): 32 bits of it above the slot's index. An entry
- * counts only if the slot says the same of itself, so that none need ever be taken out. */
+/* Established flows by the hash of (client, VIP): 12 bits of it above the slot's index. An entry is a
+ * hint: it counts only if the slot says the same of itself, so that none need ever be taken out. */
 struct shunt_bucket {
 	struct bpf_spin_lock lock; /* of those who put in; nobody waits for it to look */
 	__u32 overflowed;          /* more entries are in the other bucket */
-	__u64 entries[SHUNT_BUCKET_ENTRIES];
+	__u32 entries[SHUNT_BUCKET_ENTRIES];
 };
 
 /* The slots that may be opened: a ring, which the program takes from at the head, and the agent
@@ -219,13 +223,13 @@ enum shunt_direction {
 /* What one part of the program leaves for the next, and what the stack has no room for; one for
  * each CPU; it means nothing between packets. */
 struct shunt_scratch {
-	__u64 expected;   /* what is at `place` */
 	__u32 slot;       /* that the packet goes through, */
 	__u32 generation; /* which it had when it was chosen, or 0 if it cannot be opened anew */
 	__u32 direction;  /* enum shunt_direction */
 	__u32 offset;     /* of USERNAME's value in the STUN message */
 	__u32 place;      /* among a route's slots, or a bucket's entries: the best so far, */
-	__u32 merit;      /* and how good it is */
+	__u32 merit;      /* how good it is, */
+	__u32 expected;   /* and what is there */
 	struct shunt_ufrag ufrag;
 	struct shunt_next_hop hop;
 	__u8 message[64]; /* the head of an ICMP message: ICMP, quoted IP, quoted UDP */

@@ -31,9 +31,13 @@ static __always_inline int shunt_drop(__u32 reason)
 	return XDP_DROP;
 }
 
-static __always_inline int shunt_send(struct xdp_md *ctx, __u32 ifindex)
+/* XDP_TX is the shorter way back out, but a veth wakes its peer for it only if that has an XDP program
+ * of its own (veth_xdp_flush() in drivers/net/veth.c); for XDP_REDIRECT, NAPI is enough. */
+static __always_inline int shunt_send(struct xdp_md *ctx, const struct shunt_settings *settings,
+				      __u32 ifindex)
 {
-	return ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(ifindex, 0);
+	return ifindex == ctx->ingress_ifindex && !settings->no_tx ? XDP_TX
+								   : bpf_redirect(ifindex, 0);
 }
 
 /* The walk goes on in another part; it comes back only if that is not there. */

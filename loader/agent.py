@@ -8,26 +8,27 @@ it is asked, `daemon` the process around it.
 
 import asyncio
 import ctypes
-import errno
 import logging
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
-
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from loader import datapath, types
 from loader.addresses import host_address
 from loader.config import AgentConfig, outdated
 from loader.errors import ShuntError
 from loader.flows import FlowTable
-from loader.links import Links
 from loader.maps import Interface, Maps
-from loader.nexthop import EVENTS, Neighbour, NextHop, Way, neighbour_of, way
-from loader.picture import Routed, picture_of_counters, picture_of_flows, picture_of_routes
+from loader.network import Network, News
+from loader.nexthop import NextHop, Way
+from loader.picture import (
+    FLOWS_SHOWN,
+    Routed,
+    picture_of_counters,
+    picture_of_flows,
+    picture_of_routes,
+)
 from loader.table import Lease, Refused, Registered, Route, RouteTable
 
 __all__ = ["Agent"]
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 1.0
 _RETRY_SECONDS = 1.0  # for transceivers whose MAC address the kernel does not know yet
-_FLOWS_SHOWN = 10_000  # nobody is kept waiting for the rest, nor reads it
 _LOOK_SECONDS = 15.0  # for what no event tells of: routes, and programs attached by other means
 
 
@@ -47,24 +47,17 @@ class Agent:
         self,
         config: AgentConfig,
         maps: Maps,
-        netlink: AsyncIPRoute,
+        network: Network,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self._maps = maps
-        self._netlink = netlink
-        self._netlink_turn = asyncio.Lock()
+        self._network = network
         self._clock = clock
         self._interfaces: list[Interface] = []
         self._table = RouteTable(indexes=types.TRANSCEIVERS)
-        self._links = Links()
         self._ways: dict[str, Way] = {}  # by transceiver's id
-        # What the network has told of, and nobody has looked at yet.
-        self._told = asyncio.Event()
-        self._told_of_links: set[int] = set()
-        self._told_of_neighbours: set[Neighbour] = set()
-        self._missed_some = False
 
     # Start.
 
@@ -82,6 +75,7 @@ class Agent:
             for attachment in attachments
         ]
         settings = self.config.settings((i.ifindex, i.vlan) for i in self._interfaces if i.inside)
+        settings.no_tx = any(attachment.veth for attachment in attachments)
         before = self._maps.settings()
         self._maps.configure(settings)
         self._maps.set_interfaces(self._interfaces)
@@ -211,7 +205,7 @@ class Agent:
     def flows(self) -> dict[str, Any]:
         """`GET /v1/flows`: how many there are, and as many of them as are read in no time."""
         flows = picture_of_flows(
-            self._flows.flows(now=self._clock(), limit=_FLOWS_SHOWN),
+            self._flows.flows(now=self._clock(), limit=FLOWS_SHOWN),
             settings=self._maps.settings(),
             ufrags={
                 route.id: ufrag
@@ -272,68 +266,29 @@ class Agent:
     # What the network asks for.
 
     async def watch(self) -> None:
-        """Forever: tell `follow` what changes in the network."""
-        async with AsyncIPRoute() as netlink:
-            await netlink.bind(EVENTS)
-            self._missed()  # whatever changed before
-            while True:
-                try:
-                    async for message in netlink.get():  # ends with each message
-                        self._tell(message)
-                except OSError as error:
-                    if error.errno != errno.ENOBUFS:
-                        raise
-                    self._missed()
-
-    def _tell(self, message: Any) -> None:
-        if message["event"] in ("RTM_NEWLINK", "RTM_DELLINK"):
-            self._told_of_links.add(message["index"])
-        else:
-            self._told_of_neighbours.add(neighbour_of(message))
-        self._told.set()
-
-    def _missed(self) -> None:
-        self._missed_some = True
-        self._told.set()
+        """Forever: hear what changes, for `follow`."""
+        await self._network.watch()
 
     async def follow(self) -> None:
         """Forever: keep the maps' next hops and interfaces as the kernel's are."""
         look_at = self._clock()
+        news = News()
         while True:
-            if self._missed_some or self._clock() >= look_at:
-                self._missed_some = False
+            if news.missed or self._clock() >= look_at:
                 look_at = self._clock() + _LOOK_SECONDS
-                await self.look()
-            links, self._told_of_links = self._told_of_links, set()
-            neighbours, self._told_of_neighbours = self._told_of_neighbours, set()
-            changed = [ifindex for ifindex in links if await self._look_at_link(ifindex)]
+                await self._network.look()
+                self._ways.clear()
             self._follow_interfaces()
             for lease in self._table.leases():
                 found = self._ways.get(lease.id)
-                if changed or found is None or not found.hop or found.neighbour in neighbours:
+                if (
+                    news.links
+                    or found is None
+                    or not found.hop
+                    or found.neighbour in news.neighbours
+                ):
                     await self._resolve(lease)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_RETRY_SECONDS):
-                    await self._told.wait()
-            self._told.clear()
-
-    async def look(self) -> None:
-        """Read all links, and what is known of ways over them is known no more."""
-        async with self._netlink_turn:
-            self._links.replace([message async for message in await self._netlink.get_links()])
-        self._ways.clear()
-
-    async def _look_at_link(self, ifindex: int) -> bool:
-        before = self._links.get(ifindex)
-        async with self._netlink_turn:
-            try:
-                (message,) = await self._netlink.link("get", index=ifindex)
-            except NetlinkError as error:
-                log.debug("link %d is gone: %s", ifindex, error)
-                self._links.forget(ifindex)
-            else:
-                self._links.take(message)
-        return before != self._links.get(ifindex)
+            news = await self._network.news(within=_RETRY_SECONDS)
 
     def _follow_interfaces(self) -> None:
         found = [self._as_it_is(interface) for interface in self._interfaces]
@@ -346,17 +301,16 @@ class Agent:
             self._maps.set_interfaces(found)
 
     def _as_it_is(self, interface: Interface) -> Interface:
-        link = self._links.named(interface.name)
-        carrier = (interface.ifindex, interface.vlan)
-        if link is None or self._links.carrier(link.ifindex) != carrier:
+        links = self._network.links
+        link, carrier = links.named(interface.name), (interface.ifindex, interface.vlan)
+        if link is None or links.carrier(link.ifindex) != carrier:
             return replace(interface, mode=types.Mode.DETACHED)
-        below = self._links.get(interface.ifindex)
+        below = links.get(interface.ifindex)
         assert below is not None
         return replace(interface, mode=below.mode, mtu=link.mtu)
 
     async def _resolve(self, lease: Lease) -> None:
-        async with self._netlink_turn:
-            found = await way(self._netlink, self._links, lease.address)
+        found = await self._network.way(lease.address)
         entry = self._maps.transceiver(lease.index)
         # The entry may have come to another transceiver, or to none, while the kernel was asked.
         if bytes(entry.address) != bytes(types.packed_address(lease.address)):
@@ -373,7 +327,7 @@ class Agent:
             return
         entry.hop, entry.resolved = hop, 1
         self._maps.set_transceiver(lease.index, entry)
-        log.info("transceiver %s is at %s", lease.id, found.hop)
+        log.info("transceiver %s is at %s", lease.id, found.hop.mac.hex(":"))
 
     def _write(self, lease: Lease) -> None:
         entry = types.Transceiver(

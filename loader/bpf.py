@@ -10,6 +10,7 @@ import os
 import platform
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,7 @@ __all__ = [
 
 _LOOKUP, _UPDATE, _DELETE, _LOOKUP_BATCH = 1, 2, 3, 24
 _OBJ_PIN, _OBJ_GET, _TEST_RUN, _PROGRAM_BY_ID, _INFO_BY_FD, _TAKE = 6, 7, 10, 13, 15, 21
+_LOOKUP_BATCH = 24
 _MAP_CREATE, _ARRAY, _ARRAY_OF_MAPS = 0, 2, 12
 
 NOEXIST, EXIST = 1, 2
@@ -260,6 +262,17 @@ class Map:
         except FileNotFoundError:
             return None
         return self._value.raw
+
+    def values(self) -> bytes:
+        """All values of an array, one behind the other, each as `lookup` gives it."""
+        count = self.info.max_entries
+        batch = ctypes.create_string_buffer(self.info.key_size)
+        keys = ctypes.create_string_buffer(self.info.key_size * count)
+        values = ctypes.create_string_buffer(self._room * count)
+        addresses = (_address(batch), _address(keys), _address(values))
+        with suppress(FileNotFoundError):  # so the kernel says that there are no more
+            _bpf(_LOOKUP_BATCH, _attributes("4QIIQQ", 0, *addresses, count, self.descriptor, 0, 0))
+        return values.raw
 
     def update(self, key: bytes, value: bytes, *, flags: int = 0) -> None:
         """Set a value. Raises FileExistsError, FileNotFoundError, OSError(E2BIG) for a full map."""

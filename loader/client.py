@@ -127,7 +127,7 @@ class AgentClient:
         return await self._call("GET", f"/v1/routes{query}")
 
     async def flows(self) -> dict[str, Any]:
-        """`GET /v1/flows`."""
+        """`GET /v1/flows`: `flows`, not all if there are very many, and their `count`."""
         return await self._call("GET", "/v1/flows")
 
     async def counters(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from loader.api import application
 from loader.config import AgentConfig
 from loader.errors import ShuntError
 from loader.maps import DEFAULT_PINS, Maps, versioned
+from loader.network import Network
 
 __all__ = ["run", "unload"]
 
@@ -62,8 +63,9 @@ async def _serve(config: AgentConfig, maps: Maps) -> None:
         why = f" ({attachment.why})" if attachment.why else ""
         log.info("%s: %s mode%s", attachment.interface, attachment.mode.name.lower(), why)
     async with AsyncIPRoute() as netlink:
-        agent = Agent(config, maps, netlink)
-        await agent.look()
+        network = Network(netlink)
+        await network.look()
+        agent = Agent(config, maps, network)
         agent.configure(attachments)
         agent.adopt()
         await _serve_agent(agent)

@@ -21,7 +21,7 @@ from loader import bpf
 from loader.compile import PARTS, PROGRAM
 from loader.errors import ShuntError
 from loader.links import Link, link_of, mode_of
-from loader.maps import check_sizes, versioned
+from loader.maps import check_shapes, versioned
 from loader.sizes import sizes
 from loader.types import Mode
 
@@ -48,7 +48,8 @@ class Attachment:
     """How an interface carries the program, and if not natively, why not.
 
     The program sits below VLANs: for an 802.1Q interface *ifindex* is its parent's, and *vlan*
-    the VLAN's number; else that is 0. *mtu*: bytes of the interface's own IP packets.
+    the VLAN's number; else that is 0. *mtu*: bytes of the interface's own IP packets. *veth*: it
+    is one, which loses what XDP_TX sends.
     """
 
     interface: str
@@ -57,6 +58,7 @@ class Attachment:
     why: str = ""
     vlan: int = 0
     mtu: int = 0
+    veth: bool = False
 
 
 def mount_bpffs() -> None:
@@ -79,11 +81,11 @@ def load(pins: Path, inside: int = 1) -> bpf.ProgramInfo:
     pinned maps keep what they hold.
 
     Raises ShuntError with the compiler's or the verifier's last words, and if maps for another
-    number of inside addresses are pinned.
+    number of inside addresses, or of another version's shape, are pinned.
     """
     mount_bpffs()
     try:
-        check_sizes(pins, sizes(inside))
+        check_shapes(pins, sizes(inside))
     except PermissionError:
         raise ShuntError(*_explain("Operation not permitted")) from None
     compiled = subprocess.run(
@@ -134,7 +136,17 @@ def attach(pins: Path, interfaces: list[str]) -> list[Attachment]:
                     if bare:
                         undo.callback(_detach, netlink, carrier.ifindex, mode)
                 mode, why = carriers[carrier.ifindex]
-                done.append(Attachment(name, carrier.ifindex, mode, why, carrier.vlan, carrier.mtu))
+                done.append(
+                    Attachment(
+                        name,
+                        carrier.ifindex,
+                        mode,
+                        why,
+                        carrier.vlan,
+                        carrier.mtu,
+                        carrier.veth,
+                    )
+                )
             undo.pop_all()
             _forget_parts(netlink, pins, keep=bpf.program_info(descriptor).id)
     finally:
@@ -151,12 +163,13 @@ class _Carrier:
     ifindex: int
     vlan: int
     mtu: int
+    veth: bool
 
 
 def _carrier(netlink: IPRoute, name: str) -> _Carrier:
     link = _link(netlink, name)
     if link.vlan == 0:
-        return _Carrier(name, link.ifindex, 0, link.mtu)
+        return _Carrier(name, link.ifindex, 0, link.mtu, link.veth)
     if link.vlan is None:
         raise ShuntError(
             f"the relay cannot use the VLAN interface {name}",
@@ -168,7 +181,7 @@ def _carrier(netlink: IPRoute, name: str) -> _Carrier:
             f"{name} is a VLAN inside the VLAN {below.name}",
             "The relay knows packets with one tag only.",
         )
-    return _Carrier(below.name, below.ifindex, link.vlan, link.mtu)
+    return _Carrier(below.name, below.ifindex, link.vlan, link.mtu, below.veth)
 
 
 def _forget_parts(netlink: IPRoute, pins: Path, *, keep: int) -> None:

@@ -157,8 +157,10 @@ class FlowTable:
         moment = ticks(now)
         used = np.flatnonzero(self._states() != State.FREE)[:limit]
         return [
-            _flow(index, slot, moment)
-            for index, slot in zip(used.tolist(), self._maps.slots[used], strict=True)
+            _flow(index, there, back, moment)
+            for index, there, back in zip(
+                used.tolist(), self._forward[used], self._back[used], strict=True
+            )
         ]
 
     def _states(self) -> npt.NDArray[np.uint8]:
@@ -224,8 +226,7 @@ def _elapsed(moment: int, then: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]
     return (np.uint32(moment) - then).view(np.int32)
 
 
-def _flow(index: int, slot: Any, moment: int) -> Flow:
-    there, back = slot["to_transceiver"], slot["to_client"]
+def _flow(index: int, there: Any, back: Any, moment: int) -> Flow:
     idle = _elapsed(moment, there["seen"].reshape(1))[0]
     return Flow(
         slot=index,

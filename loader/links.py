@@ -28,14 +28,20 @@ class Link:
     mode: Mode
     below: int = 0
     vlan: int | None = 0
+    veth: bool = False
+
+
+def _kind(message: Any) -> str | None:
+    info = message.get_attr("IFLA_LINKINFO")
+    kind: str | None = info and info.get_attr("IFLA_INFO_KIND")
+    return kind
 
 
 def vlan_of(message: Any) -> tuple[int, int] | None:
     """A VLAN interface's number and EtherType, of its link message; None of any other's."""
-    info = message.get_attr("IFLA_LINKINFO")
-    if info is None or info.get_attr("IFLA_INFO_KIND") != "vlan":
+    if _kind(message) != "vlan":
         return None
-    data = info.get_attr("IFLA_INFO_DATA")
+    data = message.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
     return data.get_attr("IFLA_VLAN_ID"), data.get_attr("IFLA_VLAN_PROTOCOL")
 
 
@@ -66,6 +72,7 @@ def link_of(message: Any) -> Link:
         mode=mode_of(message),
         below=below,
         vlan=vlan,
+        veth=_kind(message) == "veth",
     )
 
 

@@ -8,6 +8,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,8 @@ __all__ = [
     "Interface",
     "Maps",
     "Rate",
-    "check_sizes",
+    "Slots",
+    "check_shapes",
     "shapes",
     "ufrag_key",
     "versioned",
@@ -66,29 +68,40 @@ def shapes(sizes: Sizes) -> dict[str, Shape]:
         "routes": Shape(_HASH, _UFRAG_SIZE, _ROUTE_SIZE, sizes.routes, 0),
         "transceivers": array(types.Transceiver, types.TRANSCEIVERS, _MMAPABLE),
         "flows": array(types.Bucket, sizes.buckets, _MMAPABLE),
-        "slots": array(types.Slot, sizes.slots, _MMAPABLE),
+        "slots_in": array(types.ToTransceiver, sizes.slots, _MMAPABLE),
+        "slots_out": array(types.ToClient, sizes.slots, _MMAPABLE),
         "handshakes": array(types.Handshake, sizes.slots, _MMAPABLE),
         "checks": Shape(_LRU_HASH, ctypes.sizeof(types.Transaction), 4, sizes.checks, 0),
         "free_ring": array(word, sizes.ring, _MMAPABLE),
         "free_tail": array(word, 1, _MMAPABLE),
         "free_head": array(types.FreeHead, 1),
-        "drops": per_cpu(ctypes.c_uint64, max(reason.number for reason in REASONS) + 1),
+        "drops": per_cpu(ctypes.c_uint64, types.REASON_ROOM),
         "traffic": per_cpu(types.Traffic, types.DIRECTIONS),
     }
 
 
-def check_sizes(pins: Path, sizes: Sizes) -> None:
-    """Raises ShuntError if maps of other sizes are pinned below *pins*; none at all are fine."""
-    try:
-        with bpf.Map.open(versioned(pins) / "slots") as slots:
-            found = slots.info.max_entries
-    except FileNotFoundError:
-        return
-    if found != sizes.slots:
+def check_shapes(pins: Path, sizes: Sizes) -> None:
+    """Raises ShuntError if a map is pinned below *pins* that a program for these sizes would
+    misread: BCC takes a pinned map without a look. None at all are fine."""
+    folder = versioned(pins)
+    found: dict[str, bpf.MapInfo] = {}
+    for name in shapes(sizes):
+        with suppress(FileNotFoundError), bpf.Map.open(folder / name) as opened:
+            found[name] = opened.info
+    if "slots_in" in found and found["slots_in"].max_entries != sizes.slots:
         raise ShuntError(
-            f"the pinned relay has {found} slots, the configuration asks for {sizes.slots}",
+            f"the pinned relay has {found['slots_in'].max_entries} slots, "
+            f"the configuration asks for {sizes.slots}",
             "`shunt agent unload` first; calls end with that.",
         )
+    for name, info in found.items():
+        _check_shape(folder / name, info, shapes(sizes)[name])
+
+
+def _check_shape(path: Path, info: bpf.MapInfo, shape: Shape) -> None:
+    flags = info.flags & ~_READ_ONLY_PROGRAM
+    if shape != (info.type, info.key_size, info.value_size, info.max_entries, flags):
+        raise _unknown_shape(path)
 
 
 def versioned(pins: Path) -> Path:
@@ -158,10 +171,37 @@ def _unknown_shape(path: Path) -> ShuntError:
     )
 
 
+class Slots:
+    """The flow table's two halves, `to_transceiver` and `to_client`: each an array whose fields are
+    those of `types.ToTransceiver` and `types.ToClient`, by the slot's index."""
+
+    def __init__(self, to_transceiver: npt.NDArray[Any], to_client: npt.NDArray[Any]) -> None:
+        self._halves = {"to_transceiver": to_transceiver, "to_client": to_client}
+
+    def __getitem__(self, half: str) -> npt.NDArray[Any]:
+        return self._halves[half]
+
+    def __len__(self) -> int:
+        return len(self._halves["to_client"])
+
+    def at(self, slot: int) -> dict[str, Any]:
+        """Both halves of one slot, as records to be read and written."""
+        return {name: half[slot] for name, half in self._halves.items()}
+
+    def clear(self, first: int, end: int) -> None:
+        """Make slots *first* up to *end* as if they had never been used."""
+        for half in self._halves.values():
+            half[first:end] = 0
+
+    def tobytes(self) -> bytes:
+        """All there is, as it is now."""
+        return b"".join(half.tobytes() for half in self._halves.values())
+
+
 class Maps:
     """The pinned maps, opened and checked.
 
-    Their sizes are learned from the map `slots`. Raises ShuntError if there are none, or if they
+    Their sizes are learned from the map `slots_in`. Raises ShuntError if there are none, or if they
     have another shape than this version's.
     """
 
@@ -173,8 +213,11 @@ class Maps:
         except BaseException:
             self.close()
             raise
-        self.slots = self._mapped("slots", np.dtype(types.Slot), writable=writable)
-        """The flow table, live, by index: fields as in `types.Slot`."""
+        self.slots = Slots(
+            self._mapped("slots_in", np.dtype(types.ToTransceiver), writable=writable),
+            self._mapped("slots_out", np.dtype(types.ToClient), writable=writable),
+        )
+        """The flow table, live, by index."""
         self._transceivers = self._mapped(
             "transceivers", np.dtype(types.Transceiver), writable=writable
         )
@@ -186,7 +229,7 @@ class Maps:
         try:
             for name in _NAMES:
                 self._maps[name] = bpf.Map.open(folder / name)
-            slots = self._maps["slots"].info.max_entries
+            slots = self._maps["slots_in"].info.max_entries
         except FileNotFoundError:
             raise ShuntError(
                 f"no relay is loaded: nothing is pinned at {folder}",
@@ -198,12 +241,9 @@ class Maps:
             self.sizes = sizes(slots // types.PORTS)
             """How many entries the maps have."""
         except ShuntError:
-            raise _unknown_shape(folder / "slots") from None
+            raise _unknown_shape(folder / "slots_in") from None
         for name, shape in shapes(self.sizes).items():
-            info = self._maps[name].info
-            flags = info.flags & ~_READ_ONLY_PROGRAM
-            if shape != (info.type, info.key_size, info.value_size, info.max_entries, flags):
-                raise _unknown_shape(folder / name)
+            _check_shape(folder / name, self._maps[name].info, shape)
 
     def _mapped(self, name: str, kind: "np.dtype[Any]", *, writable: bool) -> npt.NDArray[Any]:
         opened = self._maps[name]
@@ -358,21 +398,23 @@ class Maps:
 
     def counters(self) -> Counters:
         """Totals of all CPUs."""
+        rates = [Rate(*(int(n) for n in pair)) for pair in self._totals("traffic", 2)]
+        drops = self._totals("drops", 1)
         return Counters(
-            to_transceiver=self._rate(types.Direction.TO_TRANSCEIVER),
-            to_client=self._rate(types.Direction.TO_CLIENT),
-            passed=self._rate(types.Direction.PASSED),
-            dropped={
-                reason.name: int(self._per_cpu("drops", reason.number).sum()) for reason in REASONS
-            },
+            to_transceiver=rates[types.Direction.TO_TRANSCEIVER],
+            to_client=rates[types.Direction.TO_CLIENT],
+            passed=rates[types.Direction.PASSED],
+            dropped={reason.name: int(drops[reason.number, 0]) for reason in REASONS},
         )
 
-    def _rate(self, direction: types.Direction) -> Rate:
-        packets, octets = self._per_cpu("traffic", direction).reshape(-1, 2).sum(axis=0)
-        return Rate(int(packets), int(octets))
-
-    def _per_cpu(self, name: str, index: int) -> npt.NDArray[np.uint64]:
-        return np.frombuffer(self._value(name, index), dtype=np.uint64)
+    def _totals(self, name: str, words: int) -> npt.NDArray[np.uint64]:
+        """Of a per-CPU map whose values are so many words: the sums, by index."""
+        opened = self._maps[name]
+        values = np.frombuffer(opened.values(), dtype=np.uint64)
+        totals: npt.NDArray[np.uint64] = values.reshape(opened.info.max_entries, -1, words).sum(
+            axis=1
+        )
+        return totals
 
     def _value(self, name: str, index: int) -> bytes:
         value = self._maps[name].lookup(_u32(index))

@@ -9,7 +9,15 @@ from loader.flows import Flow
 from loader.maps import Counters, Interface, Rate
 from loader.types import Inside, Settings, Transceiver, Vip, text_address
 
-__all__ = ["Routed", "picture_of_counters", "picture_of_flows", "picture_of_routes"]
+__all__ = [
+    "FLOWS_SHOWN",
+    "Routed",
+    "picture_of_counters",
+    "picture_of_flows",
+    "picture_of_routes",
+]
+
+FLOWS_SHOWN = 10_000  # a tenth of a second's work; of more than that, nobody reads the list
 
 
 class Routed(NamedTuple):

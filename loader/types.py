@@ -17,9 +17,11 @@ __all__ = [
     "PIN_VERSION",
     "PORTS",
     "PORT_BITS",
+    "REASON_ROOM",
     "REQUESTS",
     "ROUTE_NO_CHECKS",
     "ROUTE_SLOTS",
+    "SLOT_BITS",
     "TICK",
     "TRANSCEIVERS",
     "UFRAG_LENGTH",
@@ -36,8 +38,9 @@ __all__ = [
     "NextHop",
     "Route",
     "Settings",
-    "Slot",
     "State",
+    "ToClient",
+    "ToTransceiver",
     "Traffic",
     "Transaction",
     "Transceiver",
@@ -49,6 +52,7 @@ __all__ = [
 
 PIN_VERSION = "v2"  # of the shape of the maps; part of the path they are pinned at
 
+SLOT_BITS = 20
 PORT_BITS = 16
 PORTS = 1 << PORT_BITS
 """Slots for each inside address; those outside the configured range are never opened."""
@@ -61,7 +65,8 @@ UFRAG_LENGTH = 32
 ROUTE_SLOTS = 8
 REQUESTS = 4
 CHECKS = 2
-BUCKET_ENTRIES = 7
+BUCKET_ENTRIES = 14
+REASON_ROOM = 64
 ROUTE_NO_CHECKS = 1
 TICK = 2**27 / 1e9
 """Seconds in one tick of the coarse time that slots hold."""
@@ -120,6 +125,8 @@ class Settings(ctypes.Structure):
         ("inside_links", Link * INTERFACES),
         ("first_port", _u16),
         ("last_port", _u16),
+        ("no_tx", _u32),
+        ("unused", _u32),
         ("tick", _u32),
         ("jiffies", _u64),
     ]
@@ -173,7 +180,7 @@ class Transceiver(ctypes.Structure):
     ]
 
 
-class _ToTransceiver(ctypes.Structure):
+class ToTransceiver(ctypes.Structure):
     _fields_ = [
         ("client", Address),
         ("client_port", _Be16),
@@ -193,7 +200,7 @@ class _ToTransceiver(ctypes.Structure):
     ]
 
 
-class _ToClient(ctypes.Structure):
+class ToClient(ctypes.Structure):
     _fields_ = [
         ("client", Address),
         ("client_port", _Be16),
@@ -208,10 +215,6 @@ class _ToClient(ctypes.Structure):
         ("packets", _u64),
         ("bytes", _u64),
     ]
-
-
-class Slot(ctypes.Structure):
-    _fields_ = [("to_transceiver", _ToTransceiver), ("to_client", _ToClient)]
 
 
 class Transaction(ctypes.Structure):
@@ -232,7 +235,7 @@ class Handshake(ctypes.Structure):
 
 
 class Bucket(ctypes.Structure):
-    _fields_ = [("lock", _u32), ("overflowed", _u32), ("entries", _u64 * BUCKET_ENTRIES)]
+    _fields_ = [("lock", _u32), ("overflowed", _u32), ("entries", _u32 * BUCKET_ENTRIES)]
 
 
 class FreeHead(ctypes.Structure):

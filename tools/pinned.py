@@ -5,13 +5,17 @@ from pathlib import Path
 
 from loader.flows import FlowTable
 from loader.maps import DEFAULT_PINS, Maps
-from loader.picture import Routed, picture_of_counters, picture_of_flows, picture_of_routes
+from loader.picture import (
+    FLOWS_SHOWN,
+    Routed,
+    picture_of_counters,
+    picture_of_flows,
+    picture_of_routes,
+)
 from loader.types import ROUTE_NO_CHECKS
 from tools.rates import Snapshot
 
 __all__ = ["look", "route_count", "vip_ports"]
-
-_FLOWS_SHOWN = 10_000  # a tenth of a second's work; of more than that, nobody reads the list
 
 
 def look(pins: Path = DEFAULT_PINS) -> Snapshot:
@@ -38,7 +42,7 @@ def look(pins: Path = DEFAULT_PINS) -> Snapshot:
                 slots=table.slots_by_route(),
             ),
             flows=picture_of_flows(
-                table.flows(now=now, limit=_FLOWS_SHOWN),
+                table.flows(now=now, limit=FLOWS_SHOWN),
                 settings=maps.settings(),
                 ufrags={route.id: ufrag for ufrag, route in routes},
                 transceivers=transceivers,

@@ -21,6 +21,11 @@ SEND_BUFFER_LIMIT = 1 << 20
 QUEUE_LIMIT = 256
 """Datagrams that wait for a session: more than a second of media, or one burst of SCTP."""
 
+# Of linux/in.h and linux/in6.h; Python's socket module has none of them.
+IP_MTU_DISCOVER = (socket.IPPROTO_IP, 10)
+IPV6_MTU_DISCOVER = (socket.IPPROTO_IPV6, 23)
+PMTUDISC_PROBE = 3  # never fragment, and do not ask what the kernel has learned
+
 log = logging.getLogger(__name__)
 
 
@@ -91,6 +96,11 @@ class SharedSocket(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
         self._transport = transport
         raw: socket.socket = transport.get_extra_info("socket")
+        # The kernel keeps one path MTU for an inside address, that is, for all clients behind it,
+        # and would cut to it what is longer; the relay takes no fragments.
+        is_ipv6 = raw.family == socket.AF_INET6
+        level, option = IPV6_MTU_DISCOVER if is_ipv6 else IP_MTU_DISCOVER
+        raw.setsockopt(level, option, PMTUDISC_PROBE)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         granted = raw.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel doubles it
         if granted < RECEIVE_BUFFER:

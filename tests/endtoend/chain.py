@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import os
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from pyroute2.ethtool.ioctl import IoctlEthtool
 
 from loader.client import AgentClient, AgentRefused, AgentUnavailable
 from loader.daemon import unload
+from loader.maps import Maps
+from tests.endtoend import vlan
 from tests.endtoend.waiting import eventually
 from tests.packets import messages
 from tools.netns import create, run_in
@@ -161,8 +162,7 @@ class Chain:
 
         outer = self._tag("outer", "relay", self.shape.public_vlan)
         inner = self._tag("inner", "relay", self.shape.inside_vlan)
-        base = "wire" if self.shape.one_armed else "public"
-        self._tag("relay", base, self.shape.public_vlan)
+        self._tag("relay", "wire" if self.shape.one_armed else "public", self.shape.public_vlan)
         self._tag("relay", "wire" if self.shape.one_armed else "inside", self.shape.inside_vlan)
 
         self._address("client", "outer", 2, 10)
@@ -176,8 +176,7 @@ class Chain:
         self._default("client", 2, 1)
         self._default("relay", 0, 254)
         self._default("transceiver", 3, 1)
-        with_ip = partial(add_route, "198.18.3.0/24", "198.18.1.254")
-        self.run("relay", with_ip)
+        self.run("relay", partial(add_route, "198.18.3.0/24", "198.18.1.254"))
         self.run("relay", partial(add_route, "2001:db8:318::/64", "2001:db8:118::254"))
 
     def remove(self) -> None:
@@ -201,19 +200,11 @@ class Chain:
     def _has_tags(self) -> bool:
         return bool(self.shape.public_vlan or self.shape.inside_vlan)
 
-    def _tag(self, place: str, interface: str, vlan: int) -> str:
-        """The VLAN interface on *interface*, or itself if there is none."""
-        name = _tagged(interface, vlan)
-
-        def add() -> None:
-            with IPRoute() as ip:
-                if not ip.link_lookup(ifname=name):
-                    link = ip.link_lookup(ifname=interface)[0]
-                    ip.link("add", ifname=name, kind="vlan", link=link, vlan_id=vlan)
-                    ip.link("set", index=ip.link_lookup(ifname=name)[0], state="up")
-
-        self.run(place, add)
-        return name
+    def _tag(self, place: str, interface: str, number: int) -> str:
+        """The VLAN interface on *interface*, or itself if there shall be none."""
+        if not number:
+            return interface
+        return self.run(place, partial(vlan.add, interface, number, alone=place != "relay"))
 
     def _address(self, place: str, interface: str, network: int, host: int) -> None:
         def add() -> None:
@@ -252,6 +243,24 @@ class Chain:
             for place, interface, mtu in before:
                 self.run(place, partial(change, interface, mtu))
 
+    @contextmanager
+    def relay_mtu(self, size: int, interface: str) -> Iterator[None]:
+        """The same of one of the relay's interfaces, from when the program knows of it until it
+        knows that it is over."""
+        before = self._relay_mtus(interface)
+        with self.mtu(size, ("relay", interface)):
+            eventually("the new MTU is known", lambda: self._relay_mtus(interface) == {size})
+            yield
+        eventually("the old MTU is known", lambda: self._relay_mtus(interface) == before)
+
+    def _relay_mtus(self, interface: str) -> set[int]:
+        """What the program goes by: of the interface, and of next hops by way of it."""
+        with Maps(self.pins) as maps:
+            found = {each.mtu for each in maps.interfaces() if each.name == interface}
+            if interface == self.inside:
+                found |= {entry.hop.mtu for _index, entry in maps.transceivers()}
+            return found
+
     def forget_path_mtus(self) -> None:
         """Make the kernels of both ends forget what ICMP has told them."""
         for place in ("client", "transceiver"):
@@ -271,7 +280,7 @@ class Chain:
         ]
         self.agent = spawn(
             "agent",
-            [sys.executable, "-m", "tools", "agent", "run", *arguments],
+            [*vlan.agent_command(), "agent", "run", *arguments],
             namespace=self.namespace("relay"),
             log=self.folder / "agent.log",
             environment={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -6,9 +6,6 @@ import pytest
 
 from loader.maps import Maps
 from tests.endtoend.chain import Chain, Shape, chain
-from tests.endtoend.waiting import eventually
-
-__all__ = ["eventually", "ufrags"]
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ import pytest
 
 from loader.client import AgentClient, AgentUnavailable
 from loader.maps import Maps
-from tests.endtoend.conftest import eventually, ufrags
+from tests.endtoend.conftest import ufrags
+from tests.endtoend.waiting import eventually
 from tools.call import CallReport, place_call
 from tools.labstate import Lab
 from tools.netns import run_in

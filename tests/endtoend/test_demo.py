@@ -22,7 +22,8 @@ def test_a_demo_in_somebodys_lab_proves_itself_and_leaves_the_lab_up(lab: Lab) -
     assert all(min(call["audio"].values()) > 100 for call in outcome["calls"])
     assert outcome["relay"]["mode"] == "native"
     assert outcome["relay"]["to_client"] >= sum(c["audio"]["received"] for c in outcome["calls"])
-    assert not any(outcome["relay"]["dropped"].values())
+    dropped = {reason for reason, count in outcome["relay"]["dropped"].items() if count}
+    assert dropped <= {"no_flow"}  # what a client still sends while its hanging up is carried out
     assert (outcome["public_udp_ports"], outcome["routes_after"]) == (1, 0)
     found = labs.healthy()
     assert found is not None

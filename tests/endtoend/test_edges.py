@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from loader.maps import Maps
-from tests.endtoend.conftest import eventually
+from tests.endtoend.waiting import eventually
 from tools.labstate import Lab
 from tools.netns import run_in
+
+families = pytest.mark.parametrize(
+    "family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"]
+)
 
 
 def binding_request(ufrag: str) -> bytes:
@@ -22,13 +26,17 @@ def binding_request(ufrag: str) -> bytes:
     return struct.pack("!HHI", 1, len(attribute), 0x2112A442) + os.urandom(12) + attribute
 
 
-def client_socket(lab: Lab) -> socket.socket:
+def vip_of(lab: Lab, family: socket.AddressFamily) -> tuple[str, int]:
+    return lab.vip if family == socket.AF_INET else lab.vip6
+
+
+def client_socket(lab: Lab, family: socket.AddressFamily) -> socket.socket:
     """A UDP socket of the client's, which remembers errors (ICMP) of what it sent."""
 
     def make() -> socket.socket:
-        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made = socket.socket(family, socket.SOCK_DGRAM)
         made.settimeout(0.5)
-        made.connect(lab.vip)
+        made.connect(vip_of(lab, family))
         return made
 
     return run_in(lab.client_namespace, make)
@@ -44,9 +52,12 @@ def client_socket(lab: Lab) -> socket.socket:
     ],
     ids=["unknown ufrag", "media", "handshake", "noise"],
 )
-def test_a_stranger_gets_nothing(lab: Lab, maps: Maps, datagram: bytes, reason: str) -> None:
+@families
+def test_a_stranger_gets_nothing(
+    lab: Lab, maps: Maps, family: socket.AddressFamily, datagram: bytes, reason: str
+) -> None:
     before = maps.counters()
-    with client_socket(lab) as stranger:
+    with client_socket(lab, family) as stranger:
         stranger.send(datagram)
         eventually(
             "the drop is counted",
@@ -73,19 +84,27 @@ def test_a_transceivers_udp_port_is_reached_through_the_vip_alone(lab: Lab) -> N
         run_in(lab.client_namespace, knock)
 
 
-def test_tcp_to_the_relay_host_goes_on(lab: Lab) -> None:
+@families
+def test_tcp_to_the_relay_host_goes_on(lab: Lab, family: socket.AddressFamily) -> None:
     """As SSH would: the VIP's own address, the interface that carries the program."""
     payload = os.urandom(1 << 20)
     echoed = _through_tcp(
         lab,
+        family,
         lambda connection: connection.sendall(_read(connection, len(payload))),
         payload,
     )
     assert echoed == payload
 
 
-def _through_tcp(lab: Lab, serve: Callable[[socket.socket], None], payload: bytes) -> bytes:
-    listener = run_in(lab.relay_namespace, lambda: socket.create_server((lab.vip[0], 2222)))
+def _through_tcp(
+    lab: Lab,
+    family: socket.AddressFamily,
+    serve: Callable[[socket.socket], None],
+    payload: bytes,
+) -> bytes:
+    place = vip_of(lab, family)[0], 2222
+    listener = run_in(lab.relay_namespace, lambda: socket.create_server(place, family=family))
     listener.settimeout(10)
 
     def accept() -> None:
@@ -99,7 +118,7 @@ def _through_tcp(lab: Lab, serve: Callable[[socket.socket], None], payload: byte
         server.start()
 
         def talk() -> bytes:
-            with socket.create_connection((lab.vip[0], 2222), timeout=10) as connection:
+            with socket.create_connection(place, timeout=10) as connection:
                 writer = threading.Thread(target=connection.sendall, args=(payload,))
                 writer.start()
                 received = _read(connection, len(payload))

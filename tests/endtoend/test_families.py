@@ -16,7 +16,9 @@ from tools.processes import ROOT
 
 @pytest.fixture(params=[False, True], ids=["IPv4 transceiver", "IPv6 transceiver"])
 def either_lab(request: pytest.FixtureRequest, lab_to_ourselves: None) -> Lab:
-    return labs.up(ipv6_transceivers=request.param)
+    lab = labs.up(ipv6_transceivers=request.param)
+    assert all(t.udp.startswith("[") == request.param for t in lab.transceivers)
+    return lab
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -37,7 +39,8 @@ def test_a_call_over_either_family_reaches_a_transceiver_of_either(
     to_client = after.to_client.packets - before.to_client.packets
     assert to_transceiver >= report["audio"]["sent"]
     assert to_client >= report["audio"]["received"]
-    assert after.dropped == before.dropped
+    dropped = {reason for reason in after.dropped if after.dropped[reason] > before.dropped[reason]}
+    assert dropped <= {"no_flow"}  # what a client still sends while its hanging up is carried out
 
 
 def call(lab: Lab, *options: str) -> dict[str, Any]:

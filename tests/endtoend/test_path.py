@@ -71,7 +71,7 @@ def test_a_client_learns_of_a_narrow_link_before_the_transceiver(
 def test_a_transceiver_learns_of_the_relays_own_narrow_link(
     path: Chain, client: Family, transceiver: Family
 ) -> None:
-    with path.mtu(NARROW, ("relay", "public")), path.flow(client, transceiver) as flow:
+    with path.relay_mtu(NARROW, "public"), path.flow(client, transceiver) as flow:
         seen = as_seen(NARROW, on=client, by=transceiver)
         too_long = media(transceiver.payload(seen) + 1)
         learns(lambda: flow.transceiver.sendto(too_long, flow.peer))
@@ -83,7 +83,7 @@ def test_a_transceiver_learns_of_the_relays_own_narrow_link(
 def test_a_client_learns_of_the_relays_own_narrow_link(
     path: Chain, client: Family, transceiver: Family
 ) -> None:
-    with path.mtu(NARROW, ("relay", "inside")), path.flow(client, transceiver) as flow:
+    with path.relay_mtu(NARROW, "inside"), path.flow(client, transceiver) as flow:
         seen = as_seen(NARROW, on=transceiver, by=client)
         too_long = media(client.payload(seen) + 1)
         learns(lambda: flow.client.sendto(too_long, flow.vip))

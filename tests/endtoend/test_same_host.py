@@ -5,44 +5,9 @@ import socket
 import struct
 from contextlib import closing
 
+from tests.endtoend.capture import capture
 from tests.endtoend.chain import Chain, Family, between
 from tests.packets.messages import filler
-
-# Values of linux/if_packet.h.
-SOL_PACKET, PACKET_AUXDATA = 263, 8
-AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata
-TP_STATUS_CSUMNOTREADY = 1 << 3
-ETHER = 14
-
-
-class Capture:
-    """UDP packets at a place's interface, as they pass."""
-
-    def __init__(self, chain: Chain, place: str, interface: str) -> None:
-        def listen() -> socket.socket:
-            made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-            made.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
-            made.bind((interface, 3))
-            made.settimeout(5.0)
-            return made
-
-        self._socket = chain.run(place, listen)
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def next(self, family: Family, payload: bytes) -> tuple[bytes, bool]:
-        """The next packet of the family with that payload, and whether its checksum is still to be
-        made."""
-        while True:
-            frame, ancillary, _flags, _address = self._socket.recvmsg(4096, 256)
-            packet = frame[ETHER:]
-            version = packet[0] >> 4 if packet else 0
-            if version != family.version or packet[9 if version == 4 else 6] != socket.IPPROTO_UDP:
-                continue
-            if packet[family.header + 8 :] == payload:
-                [(status, *_)] = [AUXDATA.unpack(data) for _level, _kind, data in ancillary]
-                return packet, bool(status & TP_STATUS_CSUMNOTREADY)
 
 
 def folded(*parts: bytes) -> int:
@@ -77,16 +42,15 @@ def test_what_a_transceiver_sends_is_whole_at_every_length(
 ) -> None:
     with (
         two_armed.flow(client, transceiver) as flow,
-        closing(Capture(two_armed, "inner", "relay")) as before,
-        closing(Capture(two_armed, "outer", "relay")) as after,
+        closing(capture(two_armed, "inner", "relay")) as before,
+        closing(capture(two_armed, "outer", "relay")) as after,
     ):
         for size in lengths(client, transceiver):
             payload = payload_of(size)
             flow.down(payload)
-            _, partial = before.next(transceiver, payload)
-            packet, still_partial = after.next(client, payload)
-            assert (partial, still_partial) == (True, False), f"{size} bytes"
-            assert whole(packet, client), f"{size} bytes: {packet.hex()}"
+            sent, came = before.next(transceiver, payload), after.next(client, payload)
+            assert (sent.partial, came.partial) == (True, False), f"{size} bytes"
+            assert whole(came.packet, client), f"{size} bytes: {came.packet.hex()}"
 
 
 @between
@@ -95,16 +59,15 @@ def test_what_a_client_sends_is_whole_at_every_length(
 ) -> None:
     with (
         two_armed.flow(client, transceiver) as flow,
-        closing(Capture(two_armed, "outer", "relay")) as before,
-        closing(Capture(two_armed, "inner", "relay")) as after,
+        closing(capture(two_armed, "outer", "relay")) as before,
+        closing(capture(two_armed, "inner", "relay")) as after,
     ):
         for size in lengths(client, transceiver)[1:]:
             payload = payload_of(size)
             flow.up(payload)
-            _, partial = before.next(client, payload)
-            packet, still_partial = after.next(transceiver, payload)
-            assert (partial, still_partial) == (True, False), f"{size} bytes"
-            assert whole(packet, transceiver), f"{size} bytes: {packet.hex()}"
+            sent, came = before.next(client, payload), after.next(transceiver, payload)
+            assert (sent.partial, came.partial) == (True, False), f"{size} bytes"
+            assert whole(came.packet, transceiver), f"{size} bytes: {came.packet.hex()}"
 
 
 @between

@@ -83,7 +83,7 @@ def empty(maps: Maps) -> None:
     for index, _entry in list(maps.transceivers()):
         maps.set_transceiver(index, types.Transceiver())
     maps.forget_free()
-    maps.slots[:] = types.Slot()
+    maps.slots.clear(0, len(maps.slots))
     maps.set_interfaces([])
 
 
@@ -124,7 +124,7 @@ def put(
     client: str = "198.18.0.10",
 ) -> None:
     """A slot as the program would have left it."""
-    there, back = maps.slots[slot]["to_transceiver"], maps.slots[slot]["to_client"]
+    there, back = maps.slots.at(slot).values()
     for half in (there, back):
         half["client"], half["client_port"] = list(types.packed_address(client)), 50000
         half["vip"], half["transceiver"], half["state"] = vip, transceiver, state
@@ -134,7 +134,7 @@ def put(
 
 def state(maps: Maps, slot: int) -> State:
     """A slot's state, which both of its halves must hold."""
-    there, back = maps.slots[slot]["to_transceiver"], maps.slots[slot]["to_client"]
+    there, back = maps.slots.at(slot).values()
     assert there["state"] == back["state"]
     return State(int(back["state"]))
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,9 +21,10 @@ from loader.api import application
 from loader.client import AgentClient, AgentRefused, Vip
 from loader.config import AgentConfig
 from loader.daemon import _serve_agent
-from loader.datapath import Attachment
+from loader.datapath import Attachment, attach
 from loader.errors import ShuntError
 from loader.maps import Maps
+from loader.network import Network
 from loader.table import LEASE_SECONDS, Refused
 from loader.types import Mode, State
 from tests.loader.conftest import (
@@ -34,11 +37,13 @@ from tests.loader.conftest import (
     VIP,
     VIP6,
     Host,
+    binding_request,
     config,
     drained,
     put,
     state,
 )
+from tools import netns
 
 BODY = {
     "instance": INSTANCE,
@@ -47,6 +52,7 @@ BODY = {
     "http": "http://198.18.1.11:8080",
     "capacity": 4,
 }
+DATAGRAM = socket.SOCK_DGRAM
 Story = Callable[[Agent], Awaitable[None]]
 
 
@@ -85,8 +91,9 @@ class Start:
 
         async def session() -> None:
             async with AsyncIPRoute() as netlink:
-                agent = Agent(config, self.maps, netlink, clock=self.clock)
-                await agent.look()
+                network = Network(netlink)
+                await network.look()
+                agent = Agent(config, self.maps, network, clock=self.clock)
                 agent.configure(
                     attachments or [await attached(netlink, n) for n in config.interfaces]
                 )
@@ -580,7 +587,7 @@ def test_a_mac_that_moves_changes_one_entry_and_no_slot(start: Start) -> None:
         six = await register(agent, "x2", address=TRANSCEIVER6, instance=OTHER_INSTANCE)
         put(maps, 20001, transceiver=four, seen=start.clock.now)
         agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
-        maps.slots[20001]["to_transceiver"]["route"] = route_id(maps, "abcd")
+        maps.slots["to_transceiver"]["route"][20001] = route_id(maps, "abcd")
         slots = maps.slots.tobytes()
         async with running(agent):
             await until(lambda: all(maps.transceiver(n).resolved for n in (four, six)))
@@ -634,39 +641,58 @@ def test_what_no_event_tells_of_is_seen_at_the_next_look(start: Start) -> None:
 
 
 @pytest.mark.parametrize("address", ["198.18.3.11", "2001:db8:318::11"])
-def test_a_relay_on_a_vlan_has_the_parents_index_and_the_vlans_number(
-    start: Start, vlans: Host, address: str
+def test_a_relay_on_a_vlan_serves_transceivers_there(
+    start: Start, vlans: Host, pins: Path, address: str
 ) -> None:
     maps = start.maps
     config = replace(
         start.config, inside=("inside.100",), inside_addresses=("198.18.3.1", "2001:db8:318::1")
     )
 
-    def as_attached() -> list[Attachment]:
-        return asyncio.run(both())
+    inside_address = config.inside_addresses[":" in address]
 
-    async def both() -> list[Attachment]:
-        async with AsyncIPRoute() as netlink:
-            parent = await attached(netlink, "inside")
-            vlan = replace(parent, interface="inside.100", vlan=100, mtu=1500)
-            return [await attached(netlink, "public"), vlan]
+    def listen() -> socket.socket:
+        # XDP_REDIRECT into a veth delivers only to a peer with NAPI.
+        subprocess.run(["ethtool", "-K", "behind", "gro", "on"], check=True)
+        listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, DATAGRAM)
+        listener.bind((address, 40000))
+        listener.settimeout(5)
+        return listener
+
+    def knock() -> None:
+        with socket.socket(socket.AF_INET, DATAGRAM) as client:
+            client.sendto(binding_request("abcd"), (VIP.address, VIP.port))
 
     async def story(agent: Agent) -> None:
         index = await register(agent, address=address)
+        agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
         (_public, inside) = maps.interfaces()
-        assert (inside.name, inside.vlan) == ("inside.100", 100)
         (link, *_) = maps.settings().inside_links
+        assert (inside.name, inside.vlan, inside.mtu) == ("inside.100", 100, 1500)
         assert (link.ifindex, link.vlan) == (inside.ifindex, 100)
         async with running(agent):
             await until(lambda: bool(maps.transceiver(index).resolved))
             hop = maps.transceiver(index).hop
             assert (hop.ifindex, hop.vlan, hop.mtu) == (inside.ifindex, 100, 1500)
             assert bytes(hop.source_mac).hex(":") == mac(vlans, "inside.100")
+
+            with netns.run_in(vlans.outside, listen) as listener:
+                netns.run_in(vlans.outside, knock)
+                datagram, source = listener.recvfrom(2048)
+            assert datagram == binding_request("abcd")
+            assert source[:2] == (inside_address, flow_port(agent))
+
             vlans.ip("link set inside.100 mtu 1300")
             await until(lambda: maps.transceiver(index).hop.mtu == 1300)
             assert maps.interfaces()[1].mtu == 1300
 
-    start(story, config=config, attachments=vlans.run(as_attached))
+    attachments = vlans.run(lambda: attach(pins, config.interfaces))
+    start(story, config=config, attachments=attachments)
+
+
+def flow_port(agent: Agent) -> int:
+    (flow,) = agent.flows()["flows"]
+    return int(flow["port"])
 
 
 # HTTP: who may ask.

@@ -709,7 +709,7 @@ async def test_a_killed_agent_loses_nothing_and_its_successor_adopts_it_all(
     assert own_agent.socket.exists(), "a stale file, which the next one must cope with"
     with Maps(own_agent.pins) as maps:
         assert ufrags(maps) == {"kept", "lost"}
-        before = int(maps.slots[flow["port"]]["to_transceiver"]["packets"])
+        before = int(maps.slots["to_transceiver"]["packets"][flow["slot"]])
     await asyncio.to_thread(
         knock, own_agent, "kept"
     )  # forwarded without an agent, by a slot of its own

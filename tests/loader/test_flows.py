@@ -1,6 +1,8 @@
 """The agent's half of a slot's life, over real maps and slots that the program has made."""
 
+import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,13 @@ from tests.loader.conftest import (
     FIRST_PORT,
     LAST_PORT,
     binding_request,
+    drained,
     empty,
     frame,
+    put,
     remove_pins,
     settings,
+    state,
 )
 
 PORTS = range(FIRST_PORT, LAST_PORT + 1)
@@ -47,45 +52,6 @@ def knock(maps: Maps, pins: Path) -> Iterator[Callable[..., int]]:
 
     yield knock
     os.close(descriptor)
-
-
-def put(
-    maps: Maps,
-    index: int,
-    state: State = State.ESTABLISHED,
-    *,
-    route: int = 1,
-    next_route: int = 0,
-    seen: float = NOW,
-    since: float = NOW,
-    transceiver: int = 0,
-    vip: int = 0,
-) -> None:
-    """A slot as the program would have left it."""
-    slot = maps.slots[index]
-    there, back = slot["to_transceiver"], slot["to_client"]
-    there["state"] = back["state"] = state
-    there["route"], there["next_route"] = route, next_route
-    there["seen"], there["since"] = ticks(seen), ticks(since)
-    there["transceiver"] = back["transceiver"] = transceiver
-    there["vip"] = back["vip"] = vip
-    there["client"] = back["client"] = list(types.packed_address("198.18.0.10"))
-    there["client_port"] = back["client_port"] = 50000
-
-
-def state(maps: Maps, port: int) -> State:
-    """A slot's state, which both of its halves must hold."""
-    slot = maps.slots[port]
-    assert slot["to_transceiver"]["state"] == slot["to_client"]["state"]
-    return State(int(slot["to_client"]["state"]))
-
-
-def drained(maps: Maps) -> list[int]:
-    """All slots that may be opened, in their order."""
-    slots = []
-    while (slot := maps.take_free()) is not None:
-        slots.append(slot)
-    return slots
 
 
 # Time.
@@ -387,6 +353,42 @@ def test_the_program_takes_each_port_once(
     assert maps.take_free() is None
 
 
+def test_no_slot_is_lost_or_given_twice_however_often_an_agent_starts(
+    maps: Maps, table: FlowTable, pins: Path
+) -> None:
+    """While packets open slots: they never wait for the agent."""
+    maps.set_transceiver(5, types.Transceiver(port=40000, resolved=1))
+    for number in range(8):
+        maps.add_route(f"ufrag{number}", id=number + 1, transceiver=5)
+    descriptor = bpf.pinned(versioned(pins) / PROGRAM)
+    stop = threading.Event()
+
+    def knock() -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            packet = frame(binding_request(f"ufrag{number % 8}"), port=1024 + number % 60000)
+            bpf.test_run(descriptor, packet)
+
+    knocking = threading.Thread(target=knock)
+    knocking.start()
+    try:
+        for _ in range(40):
+            table.close_all(now=NOW)
+            bpf.wait_for_programs()  # as they all end within a port's rest
+            table.sweep([], now=NOW + 60)
+            table.rebuild_free()
+    finally:
+        stop.set()
+        knocking.join()
+        os.close(descriptor)
+
+    free = drained(maps)
+    in_use = [flow.slot for flow in table.flows(now=NOW)]
+    assert len(in_use) > 0
+    assert sorted(free + in_use) == list(PORTS)
+
+
 # What people see.
 
 
@@ -395,7 +397,7 @@ def test_a_flow_is_told_as_the_program_made_it(
 ) -> None:
     maps.add_route("abcd", id=7, transceiver=5)
     port = knock("abcd", port=50321)
-    now = float(maps.slots[port]["to_transceiver"]["seen"]) * TICK + 4.0
+    now = float(maps.slots.at(port)["to_transceiver"]["seen"]) * TICK + 4.0
 
     (flow,) = table.flows(now=now)
 

@@ -10,7 +10,7 @@ import pytest
 from loader import bpf, types
 from loader.compile import PROGRAM
 from loader.errors import ShuntError
-from loader.maps import Interface, Maps, check_sizes, shapes, ufrag_key, versioned
+from loader.maps import Interface, Maps, check_shapes, shapes, ufrag_key, versioned
 from loader.reasons import REASONS
 from loader.sizes import sizes
 from tests.loader.conftest import binding_request, frame, settings
@@ -49,7 +49,7 @@ def copied(pins: Path, own_pins: Path) -> Path:
     return own_pins
 
 
-@pytest.mark.parametrize("name", ["routes", "slots", "traffic"])
+@pytest.mark.parametrize("name", ["routes", "slots_in", "slots_out", "traffic"])
 def test_a_missing_map_is_no_relay(copied: Path, name: str) -> None:
     (versioned(copied) / name).unlink()
 
@@ -58,7 +58,7 @@ def test_a_missing_map_is_no_relay(copied: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["type", "key", "value", "entries", "flags"])
-@pytest.mark.parametrize("name", ["routes", "slots", "flows", "free_ring"])
+@pytest.mark.parametrize("name", ["routes", "slots_in", "slots_out", "flows", "free_ring"])
 def test_a_map_of_another_shape_is_refused_by_name(copied: Path, name: str, field: str) -> None:
     shape = SHAPES[name]._asdict()
     is_hash = name == "routes"
@@ -80,14 +80,14 @@ def test_a_map_of_another_shape_is_refused_by_name(copied: Path, name: str, fiel
 
 @pytest.mark.parametrize("slots", [65535, 65537, 17 * 65536])
 def test_a_number_of_slots_that_cannot_be_is_another_shape(copied: Path, slots: int) -> None:
-    exchange(copied, "slots", create(**SHAPES["slots"]._replace(entries=slots)._asdict()))
+    exchange(copied, "slots_in", create(**SHAPES["slots_in"]._replace(entries=slots)._asdict()))
 
-    with pytest.raises(ShuntError, match="slots has a shape"):
+    with pytest.raises(ShuntError, match="slots_in has a shape"):
         Maps(copied)
 
 
 def test_maps_of_different_sizes_do_not_belong_together(copied: Path) -> None:
-    exchange(copied, "slots", create(**shapes(sizes(2))["slots"]._asdict()))
+    exchange(copied, "slots_in", create(**shapes(sizes(2))["slots_in"]._asdict()))
 
     with pytest.raises(ShuntError, match="has a shape"):
         Maps(copied)
@@ -111,13 +111,22 @@ def test_its_sizes_are_those_that_it_was_made_with(own_pins: Path, inside: int) 
     with Maps(own_pins) as maps:
         assert maps.sizes == sizes(inside)
         assert len(maps.slots) == inside * 65536
-    check_sizes(own_pins, sizes(inside))
+    check_shapes(own_pins, sizes(inside))
     with pytest.raises(ShuntError, match=f"has {inside * 65536} slots.* asks for 131072"):
-        check_sizes(own_pins, sizes(2))
+        check_shapes(own_pins, sizes(2))
+
+
+def test_a_map_that_a_new_program_would_misread_is_named_before_it_is_loaded(copied: Path) -> None:
+    check_shapes(copied, sizes(1))
+    shape = SHAPES["drops"]
+    exchange(copied, "drops", create(**shape._replace(entries=shape.entries - 1)._asdict()))
+
+    with pytest.raises(ShuntError, match="drops has a shape"):
+        check_shapes(copied, sizes(1))
 
 
 def test_sizes_of_what_is_not_there_are_any(own_pins: Path) -> None:
-    check_sizes(own_pins, sizes(16))
+    check_shapes(own_pins, sizes(16))
 
 
 def test_opening_and_closing_leaks_no_descriptor(pins: Path, copied: Path) -> None:
@@ -331,7 +340,7 @@ def test_slots_are_the_program_s_own_memory(maps: Maps, pins: Path) -> None:
 
     run(pins, frame(binding_request("abcd"), port=50123))
 
-    slot = maps.slots[20010]
+    slot = maps.slots.at(20010)
     assert slot["to_transceiver"]["route"] == 77
     assert slot["to_transceiver"]["state"] == slot["to_client"]["state"] == types.State.PENDING
     for half in ("to_transceiver", "to_client"):

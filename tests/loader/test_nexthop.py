@@ -138,9 +138,9 @@ def test_a_transceiver_on_a_vlan_is_reached_through_the_parent_with_the_tag(
 
 
 def test_a_vlan_that_the_relay_has_no_tag_for_is_no_way(vlans: Host) -> None:
-    vlans.ip("link add link inside name ad type vlan protocol 802.1ad id 7")
+    vlans.ip("link add link inside name outer type vlan protocol 802.1ad id 7")
     vlans.ip("link add link inside.100 name nested type vlan id 8")
-    for name, network in (("ad", 4), ("nested", 5)):
+    for name, network in (("outer", 4), ("nested", 5)):
         vlans.ip(f"link set {name} up")
         vlans.ip(f"addr add 198.18.{network}.1/24 dev {name}")
         vlans.ip(f"neigh add 198.18.{network}.11 lladdr 02:00:00:00:00:99 dev {name}")

@@ -5,7 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["first_bucket", "flow_hash"]
+__all__ = ["SLOT_MASK", "first_bucket", "flow_hash", "second_bucket"]
+
+SLOT_MASK = (1 << 20) - 1
+"""The bits of an entry that are the slot's index; those above are of the hash."""
+
 
 _Words = npt.NDArray[np.uint64]
 
@@ -16,12 +20,10 @@ def flow_hash(
     """Of one client address (two 64-bit halves as they stand in memory) and many of its ports."""
     ports = np.asarray(ports, dtype=np.uint16)
     low, high = (np.array([int(half)], dtype=np.uint64) for half in address)
-    hashed = high ^ np.uint64(seed[0])
-    hashed *= np.uint64(0x9E3779B97F4A7C15)
+    hashed = (high ^ np.uint64(seed[0])) * np.uint64(0x9E3779B97F4A7C15)
+    other = (low ^ np.uint64(seed[1])) * np.uint64(0xBF58476D1CE4E5B9)
     hashed ^= hashed >> np.uint64(32)
-    hashed ^= low ^ np.uint64(seed[1])
-    hashed *= np.uint64(0xBF58476D1CE4E5B9)
-    hashed ^= hashed >> np.uint64(29)
+    hashed += other << np.uint64(32) | other >> np.uint64(32)
     result: _Words = hashed ^ (ports.byteswap().astype(np.uint64) | np.uint64(vip << 16))
     result *= np.uint64(0x94D049BB133111EB)
     result ^= result >> np.uint64(32)
@@ -37,4 +39,11 @@ def first_bucket(
 ) -> _Words:
     """The first bucket that each is looked for in."""
     result: _Words = flow_hash(seed, address, ports, vip) & np.uint64(buckets - 1)
+    return result
+
+
+def second_bucket(hashes: _Words, buckets: int) -> _Words:
+    """Where it is looked for when the first has been full."""
+    other = hashes ^ (hashes >> np.uint64(32) | np.uint64(1))
+    result: _Words = other & np.uint64(buckets - 1)
     return result

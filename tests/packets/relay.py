@@ -115,6 +115,7 @@ class Relay:
         """*pins*: where `loader.compile` has put program and maps for two inside entries.
         *namespace*: an empty one."""
         folder = versioned(pins)
+        self.pins = pins
         self._namespace = namespace
         self._here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         self._there = os.open(RUN_DIR / namespace, os.O_RDONLY)
@@ -154,12 +155,11 @@ class Relay:
         for key, _ in list(self._opened["routes"].items()):
             self._opened["routes"].delete(key)
         self.forget_checks()
-        self.maps.forget_free()
         for slots in (PORTS, SECOND_PORTS):
-            self.maps.slots[slots.start : slots.stop] = 0
+            self.maps.slots.clear(slots.start, slots.stop)
             for slot in slots:
                 self._opened["handshakes"].update(_u32(slot), bytes(types.Handshake()))
-        self.maps.free_slots(list(PORTS))
+        self.offer(PORTS)
         self.configure()
         self.set_mtu()
         for index, transceiver in enumerate(TRANSCEIVERS):
@@ -329,13 +329,18 @@ class Relay:
 
     def offer(self, slots: Iterable[int]) -> None:
         """Let just these slots be opened, in this order."""
-        self.maps.forget_free()
+        # Nobody takes one meanwhile, so that there is nobody to be waited for.
+        self.turn_ring(0)
         self.maps.free_slots(list(slots))
 
     def turn_ring(self, head: int) -> None:
         """Empty the ring of free slots, with its head and tail at *head*."""
-        self._opened["free_tail"].update(_u32(0), _u32(head))
+        self.set_tail(head)
         self._opened["free_head"].update(_u32(0), bytes(types.FreeHead(head=head)))
+
+    def set_tail(self, tail: int) -> None:
+        """Where the agent would add to the ring of free slots."""
+        self._opened["free_tail"].update(_u32(0), _u32(tail))
 
     def bucket_of(self, client: Endpoint, *, vip: Endpoint | None = None) -> int:
         """The bucket that the client's established flow is looked for in first."""
@@ -451,9 +456,13 @@ class Relay:
 
     # Looking.
 
-    def slot(self, slot: int) -> Any:
-        """The slot, live."""
-        return self.maps.slots[slot]
+    def slot(self, slot: int) -> dict[str, Any]:
+        """The slot's two halves, live."""
+        return self.maps.slots.at(slot)
+
+    def snapshot(self, slot: int) -> bytes:
+        """All that the slot holds, to be compared."""
+        return b"".join(half.tobytes() for half in self.slot(slot).values())
 
     def state(self, slot: int) -> types.State:
         """Of a slot; both its halves agree, or this raises AssertionError."""
@@ -511,10 +520,10 @@ def _client_of(half: Any) -> tuple[bytes, int, int]:
 
 
 def _arrived(sink: socket.socket) -> bytes:
-    """The frame that came in, and not one that went out."""
+    """The frame that came from the relay's inside, whatever else the kernel sends meanwhile."""
     while True:
         octets, (_, _, kind, _, _) = sink.recvfrom(1 << 16)
-        if kind != socket.PACKET_OUTGOING:
+        if kind != socket.PACKET_OUTGOING and octets[6:12] == _mac(INSIDE_MAC):
             return octets
 
 

@@ -138,3 +138,12 @@ def test_a_transceivers_other_traffic_is_left_to_the_kernel(relay: Relay) -> Non
 def test_the_inside_ports_are_no_ports_of_the_vip(relay: Relay) -> None:
     port = relay.established()
     assert relay.from_client(messages.rtp(), vip=Endpoint(VIP.address, port, VIP.mac)).passed
+
+
+@pytest.mark.parametrize("ihl", range(5))
+def test_nothing_is_read_behind_a_header_shorter_than_a_header(relay: Relay, ihl: int) -> None:
+    """Where its end would be, the destination address stands: here it spells a VIP's port."""
+    vip = Endpoint("198.18.13.150", 0x0D96, VIP.mac)
+    relay.configure(vips=[vip])
+    frame = client_frame(ASK, vip=vip, ip={"ihl": ihl, "flags": "MF"})
+    assert relay.receive(frame).passed

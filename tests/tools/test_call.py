@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer
 from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
 
 from loader.errors import ShuntError
-from tools.call import RATE, place_call, signaling_url
+from tools.call import RATE, only_family, place_call, signaling_url
 
 KEY = "a-key"
 
@@ -115,6 +115,29 @@ async def test_silence_ends_the_call_with_an_error_and_a_hangup(
         await place_call(answerer[1], key=KEY)
 
     assert answerer[0].hung_up
+
+
+async def test_an_answer_without_the_family_asked_for_is_said_to_be_one(
+    answerer: tuple[Answerer, str],
+) -> None:
+    """The answerer is on IPv4 alone."""
+    with pytest.raises(ShuntError, match="no IPv6 candidate"):
+        await place_call(answerer[1], key=KEY, family="ipv6")
+
+    assert answerer[0].hung_up
+
+
+def test_a_family_alone_is_what_stays_of_a_description() -> None:
+    head = "v=0\r\nm=audio 3478 UDP/TLS/RTP/SAVPF 111\r\nc=IN IP6 2001:db8:18::1\r\n"
+    ipv4 = "a=candidate:1 1 udp 2113929471 198.18.0.1 3478 typ host\r\n"
+    ipv6 = "a=candidate:0 1 udp 2113929727 2001:db8:18::1 3478 typ host\r\n"
+    name = "a=candidate:2 1 udp 2113929727 6e8f1c2a.local 3478 typ host\r\n"
+    tail = "a=end-of-candidates\r\n"
+    whole = head + ipv6 + ipv4 + name + tail
+
+    assert only_family(whole, "ipv4") == head + ipv4 + tail
+    assert only_family(whole, "ipv6") == head + ipv6 + tail
+    assert only_family(whole, "any") == whole
 
 
 async def test_nobody_there_is_said_to_be_so() -> None:

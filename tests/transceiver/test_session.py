@@ -18,7 +18,8 @@ from transceiver.ice import Credentials
 from transceiver.offer import Offer, parse
 from transceiver.server import Transceiver
 from transceiver.session import State
-from transceiver.shared_socket import QUEUE_LIMIT
+from transceiver.shared_socket import QUEUE_LIMIT, SharedSocket
+from transceiver.stun import Address
 
 WINDOW = RATE // 50
 
@@ -72,6 +73,40 @@ async def test_messages_of_both_kinds_come_back(transceiver: Transceiver) -> Non
             caller.channel.send(message)
         await eventually(lambda: len(caller.messages) == 4)
         assert caller.messages == ["text", b"\x00bytes", "", b""]
+
+
+async def test_no_packet_of_a_long_message_is_longer_than_every_path_takes(
+    transceiver: Transceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1280 bytes (RFC 8200 section 5), with the headers of UDP and IPv6."""
+    sizes: list[int] = []
+    send = transceiver.shared.send
+
+    def measured(data: bytes, destination: Address) -> None:
+        sizes.append(len(data))
+        send(data, destination)
+
+    monkeypatch.setattr(transceiver.shared, "send", measured)
+    async with Caller(transceiver.http_url, KEY) as caller:
+        await caller.connected()
+        assert caller.channel is not None
+        caller.channel.send(bytes(20_000))
+        await eventually(lambda: bool(caller.messages))
+    assert 1200 < max(sizes) + 48 <= 1280
+
+
+@pytest.mark.parametrize(("host", "level", "option"), [("127.0.0.1", 0, 10), ("::1", 41, 23)])
+async def test_a_path_mtu_that_one_client_reports_cuts_nobodys_packets(
+    host: str, level: int, option: int
+) -> None:
+    """The option is IP_MTU_DISCOVER, or IPv6's, and 3 is PMTUDISC_PROBE: ip(7), ipv6(7)."""
+    shared = await SharedSocket.open((host, 0))
+    try:
+        assert shared.address[0] == host
+        assert shared._transport is not None
+        assert shared._transport.get_extra_info("socket").getsockopt(level, option) == 3
+    finally:
+        shared.close()
 
 
 @pytest.mark.parametrize("label", ["oai-events", "chat"])

@@ -16,12 +16,14 @@ Every measurement is held to the relay's counters.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from loader import bpf
 from loader.errors import ShuntError
 from tools.bench import frames
+from tools.bench.cables import kept_ready
 from tools.bench.facts import machine, one_cpu
 from tools.bench.frames import Endpoint
 from tools.bench.generator import Generator, Plan, Programs, Vary, template, ufrag
@@ -56,7 +58,7 @@ class Effort:
     calls: int
 
 
-FULL, QUICK = Effort(rounds=11, calls=40), Effort(rounds=3, calls=6)
+FULL, QUICK = Effort(rounds=31, calls=100), Effort(rounds=3, calls=20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,12 @@ class _Measurement:
 def run(pins: Path, *, quick: bool, progress: Callable[[str], None]) -> Report:
     """Measure. Raises ShuntError if anything is not as the measurement supposes."""
     effort = QUICK if quick else FULL
-    with one_cpu() as cpu, Subject(pins, inside=1) as subject:
+    with ExitStack() as stack:
+        cpu = stack.enter_context(one_cpu())
+        subject = stack.enter_context(Subject(pins, inside=1))
         bench = _Bench(subject, effort)
         bench.open_flows()
+        stack.enter_context(kept_ready(bench.programs()))
         measurements = bench.measurements()
         values: dict[str, list[float]] = {each.name: [] for each in measurements}
         for number in range(effort.rounds):
@@ -99,6 +104,15 @@ class _Bench:
         self._dropped = 0.0  # what bare drop took in this round
 
     # Arranging.
+
+    def programs(self) -> list[int]:
+        """All that are run."""
+        bare = ("drop", "swap", "redirect", "grow", "shrink")
+        return [
+            self._subject.program,
+            self._generator.restore,
+            *(self._bare.program(f"bare_{name}") for name in bare),
+        ]
 
     def open_flows(self) -> None:
         """Four flows, and the routes that first STUN asks for."""

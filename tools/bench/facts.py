@@ -50,7 +50,10 @@ def map_memory(pins: Path, sizes: Sizes) -> dict[str, Any]:
                 for line in Path(f"/proc/self/fdinfo/{opened.descriptor}").read_text().splitlines()
             )
             memory[entry.name] = int(fields["memlock"])
-    slots = sum(memory[name] for name in ("slots", "handshakes", "flows", "free_ring", "checks"))
+    slots = sum(
+        memory[name]
+        for name in ("slots_in", "slots_out", "handshakes", "flows", "free_ring", "checks")
+    )
     return {
         "maps_bytes": memory,
         "total_bytes": sum(memory.values()),

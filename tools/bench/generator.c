@@ -18,14 +18,14 @@
 #define SHUNT_TEMPLATES 10
 #define SHUNT_DRAWS 10
 #define SHUNT_STUN_TRANSACTION 16 /* its last four bytes, in a STUN message */
-#define SHUNT_STUN_UFRAG 24	  /* its first eight characters, behind the first attribute's header */
+#define SHUNT_STUN_UFRAG 24 /* its first eight characters, behind the first attribute's header */
 
-#define SHUNT_VARY_CLIENT 1	 /* source address and port: those of the number */
-#define SHUNT_VARY_PORT 2	 /* source port only */
-#define SHUNT_VARY_STRANGER 4	 /* source address and port: of nobody */
-#define SHUNT_VARY_SLOT 8	 /* to the number's slot, from its transceiver */
-#define SHUNT_VARY_UFRAG 16	 /* of the number's route */
-#define SHUNT_VARY_GUESS 32	 /* a ufrag drawn at random */
+#define SHUNT_VARY_CLIENT 1       /* source address and port: those of the number */
+#define SHUNT_VARY_PORT 2         /* source port only */
+#define SHUNT_VARY_STRANGER 4     /* source address and port: of nobody */
+#define SHUNT_VARY_SLOT 8         /* to the number's slot, from its transceiver */
+#define SHUNT_VARY_UFRAG 16       /* of the number's route */
+#define SHUNT_VARY_GUESS 32       /* a ufrag drawn at random */
 #define SHUNT_VARY_TRANSACTION 64 /* the number */
 #define SHUNT_IPV6 128
 
@@ -38,16 +38,16 @@ struct shunt_template {
 };
 
 struct shunt_plan {
-	__u32 numbers;	    /* are drawn below this; 0: counted up instead, */
-	__u32 next;		  /* from here */
-	__u32 ifindex;		  /* where generated frames go */
-	__u32 routed;		  /* numbers that share a route */
-	__u32 routes;		  /* there are so many, and they repeat */
-	__u32 transceivers;	  /* a power of two; routes take them in turn */
-	__u32 transceiver;	  /* the first one's address; the next ones follow */
-	__u32 inside;		  /* likewise the first inside address, */
-	__u32 first_port;	  /* its first slot, */
-	__u32 ports;		  /* and how many slots each has */
+	__u32 numbers;      /* are drawn below this; 0: counted up instead, */
+	__u32 next;         /* from here */
+	__u32 ifindex;      /* where generated frames go */
+	__u32 routed;       /* numbers that share a route */
+	__u32 routes;       /* there are so many, and they repeat */
+	__u32 transceivers; /* a power of two; routes take them in turn */
+	__u32 transceiver;  /* the first one's address; the next ones follow */
+	__u32 inside;       /* likewise the first inside address, */
+	__u32 first_port;   /* its first slot, */
+	__u32 ports;        /* and how many slots each has */
 };
 
 BPF_ARRAY(templates, struct shunt_template, SHUNT_TEMPLATES);
@@ -100,7 +100,8 @@ static __always_inline void write_letters(void *place, __u64 text, __u64 *sum)
 }
 
 /* The frame's length may have changed in the run before; this moves its start. False: no room. */
-static __always_inline bool restore_length(struct xdp_md *ctx, const struct shunt_template *template)
+static __always_inline bool restore_length(struct xdp_md *ctx,
+					   const struct shunt_template *template)
 {
 	__s32 excess = (__s32)(ctx->data_end - ctx->data) - (__s32)template->length;
 
@@ -143,8 +144,8 @@ static __always_inline bool write_frame(struct xdp_md *ctx, struct shunt_plan *p
 	route = number / plan->routed % plan->routes;
 
 	if (vary & (SHUNT_VARY_CLIENT | SHUNT_VARY_STRANGER)) {
-		ip->saddr = vary & SHUNT_VARY_CLIENT ? client_address(number)
-						     : stranger_address(guess);
+		ip->saddr =
+			vary & SHUNT_VARY_CLIENT ? client_address(number) : stranger_address(guess);
 		udp->source = client_port(vary & SHUNT_VARY_CLIENT ? number : guess);
 		ip_sum += ip->saddr;
 		udp_sum += (__u64)ip->saddr + udp->source;

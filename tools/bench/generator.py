@@ -64,9 +64,12 @@ def client(number: int) -> tuple[int, int]:
     return address, 1024 + (mixed * CLIENT_PORTS >> 16)
 
 
+_LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
+
+
 def ufrag(route: int, rest: str) -> str:
-    """The ufrag of a route: eight letters for its number, and the *rest*."""
-    return "".join(chr(ord("a") + (route >> 4 * place & 15)) for place in range(8)) + rest
+    """The ufrag of a route: eight letters for its number, the lowest first, and the *rest*."""
+    return f"{route:08x}"[::-1].translate(_LETTERS) + rest
 
 
 def template(octets: bytes, vary: Vary = Vary.NOTHING) -> bytes:
@@ -118,12 +121,12 @@ class Programs:
 
     def program(self, name: str) -> int:
         """A descriptor, not the caller's to close."""
-        loaded: int = self._compiled.load_func(name, self._kind).fd
+        loaded: int = self._compiled.load_func(name.encode(), self._kind).fd
         return loaded
 
     def map(self, name: str) -> bpf.Map:
         """One of the maps, not the caller's to close."""
-        return bpf.Map(self._compiled[name].get_fd())
+        return bpf.Map(self._compiled[name.encode()].get_fd())
 
 
 class Generator:

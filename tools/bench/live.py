@@ -24,7 +24,16 @@ from loader import bpf, datapath
 from loader.errors import ShuntError
 from loader.types import Mode
 from tools.bench import frames
-from tools.bench.cables import INSIDE_END, PUBLIC_END, RELAY, Cables, arrived, cables, put
+from tools.bench.cables import (
+    INSIDE_END,
+    PUBLIC_END,
+    RELAY,
+    Cables,
+    arrived,
+    cables,
+    kept_ready,
+    put,
+)
 from tools.bench.facts import machine, map_memory, one_cpu
 from tools.bench.frames import Endpoint
 from tools.bench.generator import Generator, Plan, Programs, Vary, client, template, ufrag
@@ -89,6 +98,10 @@ class _Burst:
     sent: int = 0
     lost: int = 0
 
+    def through(self) -> str:
+        """What has to be attached."""
+        return self.bare or str(self.subject and self.subject.pins)
+
     def explains(self, counted: Mapping[str, int], came: int) -> bool:
         """Whether the relay's counters are those of what was sent."""
         if sum(counted.values()) != came:
@@ -115,10 +128,11 @@ def run(pins: Path, *, quick: bool, progress: Callable[[str], None]) -> Report:
         for subject, flows in ((small, _SMALL), (large, _LARGE)):
             progress(f"bench live: opening {flows:,} flows")
             setup.append(bench.open_flows(subject, flows))
+        stack.enter_context(kept_ready([bench.generate]))
         bursts = bench.bursts(small, large)
         for number in range(effort.rounds):
             progress(f"bench live: round {number + 1} of {effort.rounds}")
-            for burst in bursts:
+            for burst in sorted(bursts, key=_Burst.through):
                 bench.send(burst, effort.packets)
         facts = {
             **machine(small.pins, cpu),
@@ -136,7 +150,8 @@ class _Bench:
         self._bare = Programs("bare.c", f"-DPUBLIC={laid.public}", f"-DINSIDE={laid.inside}")
         self._arrived = self._bare.map("arrived")
         self._generator = Generator()
-        self._attached: object = None
+        self.generate = self._generator.generate
+        self._attached = ""
         for namespace, ifindex in ((PUBLIC_END, laid.public_end), (INSIDE_END, laid.inside_end)):
             put(namespace, ifindex, self._bare.program("sink"))
 
@@ -183,7 +198,7 @@ class _Bench:
     # Bursts.
 
     def bursts(self, small: Subject, large: Subject) -> list[_Burst]:
-        """In the order in which a round takes them."""
+        """In the order of the report."""
         laid = self._laid
         way_in = _Way(
             "to_transceiver", "client → transceiver", PUBLIC_END, laid.public_end, laid.public
@@ -250,7 +265,7 @@ class _Bench:
         """Send so many; nanoseconds for each."""
         return run_in(
             burst.way.source,
-            lambda: bpf.live_run(self._generator.generate, _blank(), repeat=packets),
+            lambda: bpf.live_run(self.generate, _blank(), repeat=packets),
         )
 
     def _at_ends(self) -> int:
@@ -259,8 +274,8 @@ class _Bench:
 
     def _attach(self, burst: _Burst) -> None:
         """What the burst goes through, on both interfaces of the relay's namespace."""
-        wanted = burst.subject or burst.bare
-        if wanted is self._attached:
+        wanted = burst.through()
+        if wanted == self._attached:
             return
         both = (self._laid.public, self._laid.inside)
         for ifindex in both:

@@ -148,6 +148,8 @@ def read_targets(bench: str, path: Path = TARGETS) -> list[Target]:
     try:
         with path.open("rb") as file:
             entries = tomllib.load(file)["target"]
+        if not isinstance(entries, list):
+            raise TypeError("[target], not [[target]]")
         targets = [Target(**entry) for entry in entries]
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise ShuntError(f"{path} holds no targets: {error}", "Restore it from git.") from None

@@ -110,8 +110,9 @@ class Call {
 
   pathProblem() {
     if (this.connectedAt !== null) return "The connection was lost and did not come back: check the network, then call again.";
-    const vip = /^a=candidate:\S+ 1 udp \d+ (\S+) (\d+)/im.exec(this.pc.remoteDescription?.sdp ?? "");
-    const where = vip ? `UDP to ${vip[1]}:${vip[2]}` : "UDP to the relay";
+    const offered = (this.pc.remoteDescription?.sdp ?? "").matchAll(/^a=candidate:\S+ 1 udp \d+ (\S+) (\d+)/gim);
+    const vips = new Set(Array.from(offered, ([, address, port]) => endpoint(address, port)));
+    const where = `UDP to ${[...vips].join(" or ") || "the relay"}`;
     return `${where} got no answer: check the route and firewall between here and the relay, and that the relay runs (shunt counters).`;
   }
 
