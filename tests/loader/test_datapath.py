@@ -336,8 +336,10 @@ def carrier(name: str, *messages: Any) -> datapath._Carrier:
 def test_a_vlan_interface_is_served_by_its_parent() -> None:
     links = message(7, "eth0"), vlan(8, "eth0.100", below=7, id=100, mtu=1400)
 
-    assert carrier("eth0.100", *links) == datapath._Carrier("eth0", 7, vlan=100, mtu=1400)
-    assert carrier("eth0", *links) == datapath._Carrier("eth0", 7, vlan=0, mtu=1500)
+    assert carrier("eth0.100", *links) == datapath._Carrier(
+        "eth0", 7, vlan=100, mtu=1400, veth=False
+    )
+    assert carrier("eth0", *links) == datapath._Carrier("eth0", 7, vlan=0, mtu=1500, veth=False)
 
 
 @pytest.mark.parametrize(
