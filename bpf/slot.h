@@ -97,7 +97,8 @@ static __always_inline bool shunt_came_by(struct xdp_md *ctx, const struct shunt
 /* Takes the index of a slot that may be opened; false if there is none. */
 static __always_inline bool shunt_take_free(__u32 *index)
 {
-	struct shunt_free_head *free = NULL;
+	struct shunt_to_transceiver *slot;
+	struct shunt_free_head *free;
 	bool taken = false;
 	__u32 zero = 0;
 	__u32 *tail;
@@ -124,7 +125,9 @@ static __always_inline bool shunt_take_free(__u32 *index)
 	if (!entry)
 		return false;
 	*index = *entry;
-	return true;
+	slot = slots_in.lookup(index);
+	/* Whatever may have broken the ring: a slot in use stays. */
+	return slot && slot->state == SHUNT_FREE;
 }
 
 /* What changes in the UDP checksum, and in the IPv4 header's, of the slot's packets: the client's
@@ -255,9 +258,7 @@ shunt_route_slot(struct xdp_md *ctx, struct shunt_settings *settings,
 		 const struct shunt_to_transceiver *restarting, struct shunt_scratch *work,
 		 __u32 now, __u32 *index)
 {
-	struct shunt_to_transceiver *fresh;
 	struct shunt_handshake *handshake;
-	bool displaced = false; /* what the route had at this place goes */
 	struct shunt_slot slot;
 	__u32 place;
 
@@ -290,21 +291,16 @@ shunt_route_slot(struct xdp_md *ctx, struct shunt_settings *settings,
 		return SHUNT_DROP_route_full;
 	if (!shunt_get_slot(&route->slots[place], &slot))
 		return SHUNT_DROP_table_full;
-	if (restarting) {
-		displaced = true;
-	} else if (work->merit >= SHUNT_MERIT_PENDING && work->merit < SHUNT_MERIT_ASKED) {
+	if (!restarting && work->merit >= SHUNT_MERIT_PENDING && work->merit < SHUNT_MERIT_ASKED) {
 		*index = route->slots[place]; /* taken over */
 	} else {
-		fresh = shunt_take_free(index) ? slots_in.lookup(index) : NULL;
-		/* Whatever may have broken the ring: a slot in use stays. */
-		if (!fresh || fresh->state != SHUNT_FREE)
+		if (!restarting && !shunt_take_free(index))
 			return SHUNT_DROP_table_full;
-		displaced = true;
+		if (work->merit == SHUNT_MERIT_ASKED)
+			slot.in->next_route = 0;
+		else if (work->merit != SHUNT_MERIT_UNUSED)
+			shunt_set_state(&slot, SHUNT_CLOSING, now);
 	}
-	if (displaced && work->merit == SHUNT_MERIT_ASKED)
-		slot.in->next_route = 0;
-	else if (displaced && work->merit != SHUNT_MERIT_UNUSED)
-		shunt_set_state(&slot, SHUNT_CLOSING, now);
 
 	handshake = handshakes.lookup(index);
 	if (!shunt_get_slot(index, &slot) || !handshake)

@@ -632,6 +632,38 @@ def test_flows_that_have_only_asked_for_a_route_do_not_keep_its_client_out(relay
     assert relay.from_client(messages.request(NEXT)).forwarded
 
 
+def asking(relay: Relay) -> list[int]:
+    """Eight clients with flows of their own, which have only asked for the route NEXT."""
+    relay.add_route(NEXT)
+    flows = [relay.proven(client(number)) for number in range(1, 9)]
+    for number in range(1, 9):
+        relay.from_client(messages.request(NEXT), client=client(number))
+    return flows
+
+
+def test_those_flows_go_on(relay: Relay) -> None:
+    flows = asking(relay)
+    assert relay.pending(CLIENT, NEXT) not in flows
+    for number, flow in enumerate(flows, 1):
+        assert relay.from_client(messages.rtp(), client=client(number)).udp.sport == flow
+        assert relay.slot(flow)["to_transceiver"]["route"] == relay.route().id
+
+
+def test_one_of_them_has_asked_in_vain(relay: Relay) -> None:
+    flows = asking(relay)
+    relay.pending(CLIENT, NEXT)
+    asked = [int(relay.slot(flow)["to_transceiver"]["next_route"]) for flow in flows]
+    assert sorted(asked) == [0] + [relay.route(NEXT).id] * 7
+
+
+def test_none_of_them_if_one_has_ended(relay: Relay) -> None:
+    flows = asking(relay)
+    relay.close_slot(flows[-1])
+    relay.pending(CLIENT, NEXT)
+    asked = {int(relay.slot(flow)["to_transceiver"]["next_route"]) for flow in flows[:-1]}
+    assert asked == {relay.route(NEXT).id}
+
+
 # The limits: eight slots a route, and a full table.
 
 
@@ -679,6 +711,19 @@ def test_checks_made_before_a_takeover_are_forgotten(relay: Relay) -> None:
         outcome = relay.from_client(messages.success(77), client=client(number))
         assert outcome.reason == "unexpected_response"
     assert relay.state(ports[3]) is State.PENDING
+
+
+def test_a_reused_slot_has_made_no_check_of_transaction_zero(relay: Relay) -> None:
+    """Places for transactions hold zeros again."""
+    port = relay.proven()
+    relay.from_transceiver(messages.check(77), to=port)
+    relay.close_slot(port)
+    relay.free_slot(port)
+    relay.offer([port])
+    assert relay.established() == port
+    outcome = relay.from_client(messages.success(0))
+    assert outcome.reason == "unexpected_response"
+    assert relay.slot(port)["to_client"]["proven"] == 0
 
 
 def test_requests_made_before_a_takeover_are_forgotten(relay: Relay) -> None:

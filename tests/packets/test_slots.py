@@ -311,6 +311,27 @@ def test_entries_that_lead_nowhere_make_room(relay: Relay) -> None:
     assert relay.bucket(place).overflowed == 0
 
 
+def test_entries_of_slots_with_a_new_life_make_room_too(relay: Relay) -> None:
+    """The slots are established again, but of clients who are looked for elsewhere."""
+    place = relay.bucket_of(CLIENT)
+    relay.write_bucket(place, types.Bucket())
+    count = types.BUCKET_ENTRIES
+    names = ufrags(relay, count)
+    first = in_bucket(relay, place, 2 * count, net="192.0.2")
+    slots = [relay.proven(who, name) for who, name in zip(first[:count], names, strict=True)]
+    for slot in slots:
+        relay.close_slot(slot)
+        relay.set_state(slot, State.FREE)
+    relay.offer([*slots, *SECOND_PORTS])
+    for who, name in zip(in_bucket(relay, place ^ 1, count, net="192.0.3"), names, strict=True):
+        assert relay.proven(who, name) in slots
+    names = ufrags(relay, count)
+    for who, name in zip(first[count:], names, strict=True):
+        relay.proven(who, name)
+        assert relay.from_client(messages.rtp(), client=who).forwarded
+    assert relay.bucket(place).overflowed == 0
+
+
 def test_a_client_that_comes_again_has_one_entry(relay: Relay) -> None:
     place = relay.bucket_of(CLIENT)
     relay.write_bucket(place, types.Bucket())
