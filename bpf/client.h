@@ -21,7 +21,7 @@ static __always_inline bool shunt_is_own(struct shunt_settings *settings,
 static __always_inline enum shunt_reason shunt_check_source(struct shunt_settings *settings,
 							    const struct shunt_packet *packet)
 {
-	if ((packet->ethernet->h_source[0] | packet->ethernet->h_dest[0]) & 1)
+	if (shunt_is_link_multicast(packet))
 		return SHUNT_DROP_link_address;
 	if (!packet->udp->source || shunt_is_martian(packet) ||
 	    shunt_is_own(settings, &packet->source))
@@ -48,18 +48,19 @@ binding_request(struct xdp_md *ctx, struct shunt_settings *settings, struct shun
 	if (!route)
 		return SHUNT_DROP_no_route;
 
-	flow = shunt_find_flow(settings, client, index);
-	if (flow && flow->route == route->id) {
-		handshake = handshakes.lookup(index);
-		if (handshake && shunt_get_slot(index, &slot))
-			shunt_notice_hop(ctx, &slot, handshake, packet, &stun->transaction);
+	flow = shunt_own_flow(settings, client, index);
+	handshake = handshakes.lookup(index);
+	if (flow && (!handshake || !shunt_get_slot(index, &slot)))
+		return SHUNT_DROP_no_flow;
+	if (flow && slot.book->route == route->id) {
+		shunt_notice_hop(ctx, &slot, handshake, packet, &stun->transaction);
 		return SHUNT_OK;
 	}
 	/* With the same transceiver it is an ICE restart: through the same flow, which takes the
 	 * route once the transceiver has answered. */
 	if (flow && flow->transceiver != route->transceiver)
 		flow = NULL;
-	if (!flow || flow->next_route != route->id) {
+	if (!flow || slot.book->next_route != route->id) {
 		transceiver = transceivers.lookup(&route->transceiver);
 		if (!transceiver || !transceiver->port)
 			return SHUNT_DROP_transceiver_gone;
@@ -78,7 +79,9 @@ binding_request(struct xdp_md *ctx, struct shunt_settings *settings, struct shun
 	handshake = handshakes.lookup(index);
 	if (!shunt_get_slot(index, &slot) || !handshake)
 		return SHUNT_DROP_table_full;
-	shunt_notice_hop(ctx, &slot, handshake, packet, &stun->transaction);
+	/* Not for a restart: who asks may be somebody else with a session on this transceiver. */
+	if (!flow)
+		shunt_notice_hop(ctx, &slot, handshake, packet, &stun->transaction);
 	shunt_remember_request(handshake, &stun->transaction);
 	return SHUNT_OK;
 }
@@ -90,12 +93,11 @@ static __always_inline enum shunt_reason shunt_answered_slot(struct shunt_settin
 							     const struct shunt_client *client,
 							     __u32 *index)
 {
-	struct shunt_to_transceiver *slot;
 	struct shunt_handshake *handshake;
+	struct shunt_slot slot;
 	__u32 *found;
 
-	slot = shunt_find_flow(settings, client, index);
-	if (slot) {
+	if (shunt_own_flow(settings, client, index)) {
 		handshake = handshakes.lookup(index);
 		if (handshake && shunt_is_checked(handshake, &stun->transaction))
 			return SHUNT_OK;
@@ -104,10 +106,9 @@ static __always_inline enum shunt_reason shunt_answered_slot(struct shunt_settin
 	if (!found)
 		return SHUNT_DROP_unexpected_response;
 	*index = *found;
-	slot = slots_in.lookup(index);
 	handshake = handshakes.lookup(index);
-	if (!slot || !handshake || !shunt_is_live(slot) || !shunt_is_client(slot, client) ||
-	    !shunt_is_checked(handshake, &stun->transaction))
+	if (!shunt_get_slot(index, &slot) || !handshake || !shunt_is_live(slot.in) ||
+	    !shunt_is_client(slot.out, client) || !shunt_is_checked(handshake, &stun->transaction))
 		return SHUNT_DROP_unexpected_response;
 	return SHUNT_OK;
 }
@@ -135,13 +136,13 @@ binding_response(struct xdp_md *ctx, struct shunt_settings *settings, struct shu
 	if (!shunt_get_slot(index, &slot) || !handshake)
 		return SHUNT_DROP_unexpected_response;
 	generation = *(volatile __u32 *)&handshake->generation;
-	if (!shunt_is_live(slot.in) || !shunt_is_client(slot.in, client))
+	if (!shunt_is_live(slot.in) || !shunt_is_client(slot.out, client))
 		return SHUNT_DROP_unexpected_response;
 	slot.out->proven = 1;
-	if (!shunt_came_by(ctx, packet, &slot.out->hop))
+	if (!shunt_came_by(ctx, packet, &slot.out->hop) && !shunt_is_link_multicast(packet))
 		shunt_next_hop_back(ctx, packet, &slot.out->hop);
 	if (slot.in->state == SHUNT_PENDING) {
-		flow = shunt_find_flow(settings, client, &flow_index);
+		flow = shunt_own_flow(settings, client, &flow_index);
 		shunt_establish(settings, work, client, &slot, handshake, generation, *index, flow,
 				flow_index);
 	}
@@ -161,5 +162,5 @@ shunt_client_slot(struct xdp_md *ctx, struct shunt_settings *settings, struct sh
 		return binding_request(ctx, settings, packet, stun, client, work, index);
 	if (stun->type == htons(SHUNT_STUN_SUCCESS) || stun->type == htons(SHUNT_STUN_ERROR))
 		return binding_response(ctx, settings, packet, stun, client, work, index);
-	return shunt_find_flow(settings, client, index) ? SHUNT_OK : SHUNT_DROP_no_flow;
+	return shunt_own_flow(settings, client, index) ? SHUNT_OK : SHUNT_DROP_no_flow;
 }

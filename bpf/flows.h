@@ -19,27 +19,11 @@ struct shunt_client {
 	__u8 vip;
 };
 
-typedef __u32 __attribute__((may_alias)) shunt_word;
-
-/* The three small fields that stand behind the client's address in either half of a slot. */
-static __always_inline __u32 shunt_who(__be16 port, __u8 vip, __u8 state)
-{
-	return port | (__u32)vip << 16 | (__u32)state << 24;
-}
-
-static __always_inline bool shunt_is_client(const struct shunt_to_transceiver *slot,
+static __always_inline bool shunt_is_client(const struct shunt_to_client *slot,
 					    const struct shunt_client *client)
 {
 	return shunt_same_address(&slot->client, &client->address) &&
 	       slot->client_port == client->port && slot->vip == client->vip;
-}
-
-static __always_inline bool shunt_is_established_of(const struct shunt_to_transceiver *slot,
-						    const struct shunt_client *client)
-{
-	return *(const shunt_word *)&slot->client_port ==
-		       shunt_who(client->port, client->vip, SHUNT_ESTABLISHED) &&
-	       shunt_same_address(&slot->client, &client->address);
 }
 
 /* Seeded, so that nobody can choose addresses and ports that fall into one bucket. */
@@ -57,15 +41,13 @@ static __always_inline __u64 shunt_hash(struct shunt_settings *settings,
 	return hash ^ hash >> 32;
 }
 
-/* The buckets of a hash: the one, and the other for when the one is full. */
-static __always_inline __u32 shunt_first_bucket(__u64 hash)
-{
-	return hash & (SHUNT_BUCKETS - 1);
-}
+/* The buckets of a hash: the one, and others for when that is full (double hashing). With half of the
+ * entries in use one bucket in a hundred is. */
+#define SHUNT_BUCKET_CHOICES 4
 
-static __always_inline __u32 shunt_second_bucket(__u64 hash)
+static __always_inline __u32 shunt_bucket_place(__u64 hash, __u32 choice)
 {
-	return (hash ^ ((hash >> 32) | 1)) & (SHUNT_BUCKETS - 1);
+	return (hash + choice * (hash >> 32 | 1)) & (SHUNT_BUCKETS - 1);
 }
 
 #define SHUNT_SLOT_MASK ((1U << SHUNT_SLOT_BITS) - 1)
@@ -75,11 +57,9 @@ static __always_inline __u32 shunt_entry(__u64 hash, __u32 index)
 	return (hash >> 32 & ~SHUNT_SLOT_MASK) | index;
 }
 
-/* The slot that a bucket names for the hash, if the client has its flow there. */
+/* The slot that a bucket names for the hash, if an established flow is there. */
 static __always_inline struct shunt_to_transceiver *shunt_look(const struct shunt_bucket *bucket,
-							       __u64 hash,
-							       const struct shunt_client *client,
-							       __u32 *index)
+							       __u64 hash, __u32 *index)
 {
 	const __u32 wanted = shunt_entry(hash, 0);
 	struct shunt_to_transceiver *slot;
@@ -94,33 +74,51 @@ static __always_inline struct shunt_to_transceiver *shunt_look(const struct shun
 			continue;
 		*index = entry & SHUNT_SLOT_MASK;
 		slot = slots_in.lookup(index);
-		if (slot && shunt_is_established_of(slot, client))
+		if (slot && slot->check == hash >> 32 && slot->state == SHUNT_ESTABLISHED)
 			return slot;
 	}
 	return NULL;
 }
 
-/* The client's established flow and its index, or NULL. */
+/* The client's established flow and its index, or NULL. Of the hash some 50 bits are compared, and not
+ * the client: a stranger whose packets they let through could as well have forged the client's
+ * address. Who changes a slot asks shunt_own_flow(). */
 static __always_inline struct shunt_to_transceiver *
 shunt_find_flow(struct shunt_settings *settings, const struct shunt_client *client, __u32 *index)
 {
 	__u64 hash = shunt_hash(settings, &client->address, client->port, client->vip);
-	__u32 place = shunt_first_bucket(hash);
-	struct shunt_bucket *bucket = flows.lookup(&place);
 	struct shunt_to_transceiver *slot;
+	struct shunt_bucket *bucket;
+	__u32 place;
 
-	if (!bucket)
+#pragma nounroll
+	for (__u32 choice = 0; choice < SHUNT_BUCKET_CHOICES; choice++) {
+		place = shunt_bucket_place(hash, choice);
+		bucket = flows.lookup(&place);
+		if (!bucket)
+			return NULL;
+		slot = shunt_look(bucket, hash, index);
+		if (slot || !bucket->overflowed)
+			return slot;
+	}
+	return NULL;
+}
+
+/* The same, if it is the client's own indeed. */
+static __always_inline struct shunt_to_transceiver *
+shunt_own_flow(struct shunt_settings *settings, const struct shunt_client *client, __u32 *index)
+{
+	struct shunt_to_transceiver *slot = shunt_find_flow(settings, client, index);
+	struct shunt_to_client *back;
+
+	if (!slot)
 		return NULL;
-	slot = shunt_look(bucket, hash, client, index);
-	if (slot || !bucket->overflowed)
-		return slot;
-	place = shunt_second_bucket(hash);
-	bucket = flows.lookup(&place);
-	return bucket ? shunt_look(bucket, hash, client, index) : NULL;
+	back = slots_out.lookup(index);
+	return back && shunt_is_client(back, client) ? slot : NULL;
 }
 
 /* Whether an entry leads to no established flow that could have put it there. */
-static __always_inline bool shunt_is_stale(struct shunt_settings *settings, __u32 entry)
+static __always_inline bool shunt_is_stale(__u32 entry)
 {
 	__u32 index = entry & SHUNT_SLOT_MASK;
 	struct shunt_to_transceiver *slot;
@@ -129,13 +127,12 @@ static __always_inline bool shunt_is_stale(struct shunt_settings *settings, __u3
 		return true;
 	slot = slots_in.lookup(&index);
 	return !slot || slot->state != SHUNT_ESTABLISHED ||
-	       shunt_entry(shunt_hash(settings, &slot->client, slot->client_port, slot->vip),
-			   index) != entry;
+	       ((slot->check ^ entry) & ~SHUNT_SLOT_MASK);
 }
 
 /* Puts the entry where one leads nowhere. False if all are live, or another CPU was faster. */
-static __always_inline bool shunt_put(struct shunt_settings *settings, struct shunt_scratch *work,
-				      struct shunt_bucket *bucket, __u32 entry)
+static __always_inline bool shunt_put(struct shunt_scratch *work, struct shunt_bucket *bucket,
+				      __u32 entry)
 {
 	bool done = false;
 
@@ -144,7 +141,7 @@ static __always_inline bool shunt_put(struct shunt_settings *settings, struct sh
 	for (int i = 0; i < SHUNT_BUCKET_ENTRIES; i++) {
 		__u32 other = bucket->entries[i];
 
-		if (other != entry && !shunt_is_stale(settings, other))
+		if (other != entry && !shunt_is_stale(other))
 			continue;
 		work->place = i;
 		work->expected = other;
@@ -171,15 +168,18 @@ static __always_inline bool shunt_put_flow(struct shunt_settings *settings,
 					   const struct shunt_client *client, __u32 index)
 {
 	__u64 hash = shunt_hash(settings, &client->address, client->port, client->vip);
-	__u32 place = shunt_first_bucket(hash);
-	struct shunt_bucket *bucket = flows.lookup(&place);
+	struct shunt_bucket *bucket;
+	__u32 place;
 
-	if (!bucket)
-		return false;
-	if (shunt_put(settings, work, bucket, shunt_entry(hash, index)))
-		return true;
-	bucket->overflowed = 1;
-	place = shunt_second_bucket(hash);
-	bucket = flows.lookup(&place);
-	return bucket && shunt_put(settings, work, bucket, shunt_entry(hash, index));
+#pragma nounroll
+	for (__u32 choice = 0; choice < SHUNT_BUCKET_CHOICES; choice++) {
+		place = shunt_bucket_place(hash, choice);
+		bucket = flows.lookup(&place);
+		if (!bucket)
+			return false;
+		if (shunt_put(work, bucket, shunt_entry(hash, index)))
+			return true;
+		bucket->overflowed = 1;
+	}
+	return false;
 }

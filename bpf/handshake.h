@@ -73,7 +73,7 @@ static __always_inline void shunt_notice_hop(struct xdp_md *ctx, const struct sh
 					     const struct shunt_packet *packet,
 					     const struct shunt_transaction *transaction)
 {
-	if (shunt_came_by(ctx, packet, &slot->out->hop))
+	if (shunt_came_by(ctx, packet, &slot->out->hop) || shunt_is_link_multicast(packet))
 		return;
 	shunt_next_hop_back(ctx, packet, &handshake->hop);
 	handshake->hop_request = *transaction;

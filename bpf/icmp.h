@@ -367,7 +367,7 @@ static __always_inline int shunt_error_in(struct xdp_md *ctx, struct shunt_setti
 	struct shunt_slot slot;
 	__u32 index = 0;
 
-	if (!shunt_find_flow(settings, &client, &index) || !shunt_get_slot(&index, &slot))
+	if (!shunt_own_flow(settings, &client, &index) || !shunt_get_slot(&index, &slot))
 		return shunt_drop(SHUNT_DROP_icmp);
 	reason = shunt_way_in(settings, slot.in, index, &way);
 	if (reason)

@@ -30,12 +30,13 @@ BPF_TABLE_PINNED("array", u32, struct shunt_transceiver, transceivers, SHUNT_TRA
 BPF_TABLE_PINNED("array", u32, struct shunt_bucket, flows, SHUNT_BUCKETS, SHUNT_PINS "/flows",
 		 BPF_F_MMAPABLE);
 
-/* The flow table, a half for each direction. The program opens slots, the agent closes and frees
- * them. */
+/* The flow table; see types.h. The program opens slots, the agent closes and frees them. */
 BPF_TABLE_PINNED("array", u32, struct shunt_to_transceiver, slots_in, SHUNT_SLOTS,
 		 SHUNT_PINS "/slots_in", BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", u32, struct shunt_to_client, slots_out, SHUNT_SLOTS,
 		 SHUNT_PINS "/slots_out", BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", u32, struct shunt_book, books, SHUNT_SLOTS, SHUNT_PINS "/books",
+		 BPF_F_MMAPABLE);
 
 /* The part of a slot that only STUN touches, kept out of the media's cache lines. */
 BPF_TABLE_PINNED("array", u32, struct shunt_handshake, handshakes, SHUNT_SLOTS,

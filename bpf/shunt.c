@@ -165,7 +165,7 @@ int shunt_client_stun(struct xdp_md *ctx)
 		return shunt_drop(SHUNT_DROP_no_flow);
 	/* Another CPU may be taking a pending slot over: what is read must all be of one client. */
 	generation = *(volatile __u32 *)&handshake->generation;
-	if (!shunt_is_live(slot.in) || !shunt_is_client(slot.in, &client))
+	if (!shunt_is_live(slot.in) || !shunt_is_client(slot.out, &client))
 		return shunt_drop(SHUNT_DROP_route_busy);
 	reason = shunt_way_in(current, slot.in, index, &way);
 	if (reason)

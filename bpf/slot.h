@@ -19,10 +19,11 @@
 #include "flows.h"
 #include "stun.h"
 
-/* Both halves of a slot. */
+/* All of a slot. */
 struct shunt_slot {
 	struct shunt_to_transceiver *in;
 	struct shunt_to_client *out;
+	struct shunt_book *book;
 };
 
 /* False: there is no such slot. */
@@ -30,14 +31,15 @@ static __always_inline bool shunt_get_slot(__u32 *index, struct shunt_slot *slot
 {
 	slot->in = slots_in.lookup(index);
 	slot->out = slots_out.lookup(index);
-	return slot->in && slot->out;
+	slot->book = books.lookup(index);
+	return slot->in && slot->out && slot->book;
 }
 
 #define SHUNT_IDLE_TICKS 38 /* 5 s: an established flow without a client packet is idle */
 
 static __always_inline void shunt_set_state(struct shunt_slot *slot, __u8 state, __u32 now)
 {
-	slot->in->since = now;
+	slot->book->since = now;
 	/* What was written before must not sink below the state that makes it count. */
 	asm volatile("" ::: "memory");
 	slot->in->state = state;
@@ -80,6 +82,11 @@ static __always_inline void shunt_next_hop_back(struct xdp_md *ctx,
 		if (interface->vlan == packet->vlan)
 			break;
 	}
+}
+
+static __always_inline bool shunt_is_link_multicast(const struct shunt_packet *packet)
+{
+	return (packet->ethernet->h_source[0] | packet->ethernet->h_dest[0]) & 1;
 }
 
 static __always_inline bool shunt_came_by(struct xdp_md *ctx, const struct shunt_packet *packet,
@@ -171,12 +178,11 @@ shunt_open(struct xdp_md *ctx, struct shunt_settings *settings, const struct shu
 	shunt_set_state(slot, SHUNT_FREE, now);
 	bpf_spin_unlock(&handshake->lock);
 
-	slot->in->client = client->address;
-	slot->in->client_port = client->port;
-	slot->in->vip = client->vip;
+	slot->book->route = route->id;
+	slot->book->next_route = 0;
+
+	slot->in->check = shunt_hash(settings, &client->address, client->port, client->vip) >> 32;
 	slot->in->transceiver = route->transceiver;
-	slot->in->route = route->id;
-	slot->in->next_route = 0;
 	slot->in->seen = now;
 	slot->in->packets = 0;
 	slot->in->bytes = 0;
@@ -225,17 +231,18 @@ static __always_inline void shunt_release(struct shunt_route *route)
 #define SHUNT_MERIT_ASKED 0x7fffffff   /* another route's flow, that has only asked for this one */
 #define SHUNT_MERIT_UNUSED 0x80000000
 
-static __always_inline __u32 shunt_merit(const struct shunt_to_transceiver *slot,
+static __always_inline __u32 shunt_merit(const struct shunt_slot *slot,
 					 const struct shunt_route *route, __u32 now)
 {
-	if (slot->route != route->id)
-		return slot->next_route == route->id && shunt_is_live(slot) ? SHUNT_MERIT_ASKED
-									    : SHUNT_MERIT_UNUSED;
-	switch (slot->state) {
+	if (slot->book->route != route->id)
+		return slot->book->next_route == route->id && shunt_is_live(slot->in)
+			       ? SHUNT_MERIT_ASKED
+			       : SHUNT_MERIT_UNUSED;
+	switch (slot->in->state) {
 	case SHUNT_PENDING:
-		return SHUNT_MERIT_PENDING + (shunt_age(slot->since, now) & 0x3ffffffe);
+		return SHUNT_MERIT_PENDING + (shunt_age(slot->book->since, now) & 0x3ffffffe);
 	case SHUNT_ESTABLISHED:
-		return shunt_is_idle(slot, now) ? SHUNT_MERIT_IDLE : 0;
+		return shunt_is_idle(slot->in, now) ? SHUNT_MERIT_IDLE : 0;
 	default:
 		return SHUNT_MERIT_UNUSED;
 	}
@@ -271,9 +278,9 @@ shunt_route_slot(struct xdp_md *ctx, struct shunt_settings *settings,
 
 		if (!shunt_get_slot(&candidate, &slot))
 			continue;
-		merit = shunt_merit(slot.in, route, now);
-		if (!restarting && merit < SHUNT_MERIT_UNUSED && shunt_is_client(slot.in, client) &&
-		    slot.in->route == route->id) {
+		merit = shunt_merit(&slot, route, now);
+		if (!restarting && merit < SHUNT_MERIT_UNUSED &&
+		    shunt_is_client(slot.out, client) && slot.book->route == route->id) {
 			/* Established, yet not the client's flow: its entry was lost. */
 			if (slot.in->state == SHUNT_ESTABLISHED)
 				shunt_set_state(&slot, SHUNT_PENDING, now);
@@ -297,7 +304,7 @@ shunt_route_slot(struct xdp_md *ctx, struct shunt_settings *settings,
 		if (!restarting && !shunt_take_free(index))
 			return SHUNT_DROP_table_full;
 		if (work->merit == SHUNT_MERIT_ASKED)
-			slot.in->next_route = 0;
+			slot.book->next_route = 0;
 		else if (work->merit != SHUNT_MERIT_UNUSED)
 			shunt_set_state(&slot, SHUNT_CLOSING, now);
 	}
@@ -306,7 +313,7 @@ shunt_route_slot(struct xdp_md *ctx, struct shunt_settings *settings,
 	if (!shunt_get_slot(index, &slot) || !handshake)
 		return SHUNT_DROP_table_full;
 	if (restarting) {
-		slot.in->next_route = route->id;
+		slot.book->next_route = route->id;
 		handshake->next_request = 0; /* an answer to an earlier request decides nothing */
 	} else {
 		shunt_open(ctx, settings, packet, client, route, transceiver, &slot, handshake,
@@ -328,6 +335,9 @@ shunt_establish(struct shunt_settings *settings, struct shunt_scratch *work,
 	struct shunt_slot replaced;
 	bool done = false;
 
+	/* Somebody else's flow has the same hash: media could not tell the two apart. */
+	if (!flow && shunt_find_flow(settings, client, &flow_index))
+		return;
 	/* The entry first: until the slot says established, it counts for nothing. */
 	if (!shunt_put_flow(settings, work, client, index))
 		return; /* stays pending; the client's next check tries again */
@@ -347,11 +357,11 @@ shunt_establish(struct shunt_settings *settings, struct shunt_scratch *work,
 static __always_inline void shunt_take_next_route(struct shunt_slot *slot,
 						  struct shunt_handshake *handshake)
 {
-	__u32 before = slot->in->route;
+	__u32 before = slot->book->route;
 
-	if (!slot->in->next_route)
+	if (!slot->book->next_route)
 		return;
-	slot->in->route = slot->in->next_route;
-	slot->in->next_route = before;
+	slot->book->route = slot->book->next_route;
+	slot->book->next_route = before;
 	handshake->next_request = 0;
 }

@@ -73,10 +73,10 @@ shunt_follow_transceiver(struct shunt_settings *settings, const struct shunt_pac
 		shunt_take_next_route(slot, handshake);
 		return;
 	}
-	client.address = slot->in->client;
-	client.port = slot->in->client_port;
-	client.vip = slot->in->vip;
-	flow = shunt_find_flow(settings, &client, &flow_index);
+	client.address = slot->out->client;
+	client.port = slot->out->client_port;
+	client.vip = slot->out->vip;
+	flow = shunt_own_flow(settings, &client, &flow_index);
 	/* A flow in use gives way only when the client itself has answered the transceiver:
 	 * anybody with a session of their own can have a request sent in a stranger's name. */
 	if (!flow || shunt_is_idle(flow, shunt_now(settings)))

@@ -14,7 +14,7 @@
 #define SHUNT_SLOTS 65536 /* 65536 for each inside address */
 #endif
 #ifndef SHUNT_BUCKETS
-#define SHUNT_BUCKETS 16384 /* a power of two, at least SHUNT_SLOTS / 4 */
+#define SHUNT_BUCKETS 8192 /* a power of two, at least SHUNT_SLOTS / 8 */
 #endif
 #ifndef SHUNT_RING
 #define SHUNT_RING 65536 /* a power of two, at least SHUNT_SLOTS */
@@ -137,32 +137,32 @@ enum shunt_state {
 	SHUNT_CLOSING = 3,     /* over; rests before the port is used again */
 };
 
-/* A slot: one cache line for each direction, so that the two may be handled by two CPUs; in arrays of
- * their own, so that a line does not bring its neighbour along. The first three fields of either
- * are who the client is. */
+/*
+ * A slot is three entries at one index, each in an array of its own. The packet path touches one of
+ * them for each direction, so that two CPUs may handle the two, and that a cache holds as many
+ * flows as can be.
+ */
+
+/* From the client to the transceiver; two to a cache line. Who the client is stands in the other
+ * direction's: media is told by 32 bits of the hash here, besides those that led here. */
 struct shunt_to_transceiver {
-	struct shunt_address client;
-	__be16 client_port;
-	__u8 vip; /* index into settings.vips */
+	__u32 check; /* the upper half of the hash of (client, VIP) */
 	__u8 state;
+	__u8 unused;
 	__u16 transceiver; /* index into transceivers */
 	__u16 udp_delta;
 	__u16 ip_delta; /* of IPv4 on both sides; else not used */
-	__u16 unused;
-	__u32 route;      /* id */
-	__u32 next_route; /* id; asked for, or held before; see shunt_take_next_route() */
-	__u32 seen;       /* tick of the client's last packet */
-	__u32 since;      /* tick of the last change of state */
-	__u32 unused_too;
+	__u32 seen;     /* tick of the client's last packet */
 	__u64 packets;
 	__u64 bytes; /* of IP packets, as the client sent them */
 };
 
+/* From the transceiver to the client; a cache line. */
 struct shunt_to_client {
 	struct shunt_address client;
 	__be16 client_port;
-	__u8 vip;
-	__u8 state; /* the same as in the other half */
+	__u8 vip;   /* index into settings.vips */
+	__u8 state; /* the same as in the other direction */
 	__u16 transceiver;
 	__u16 udp_delta;
 	__u16 ip_delta;
@@ -173,11 +173,19 @@ struct shunt_to_client {
 	__u64 bytes; /* of IP packets, as the client gets them */
 };
 
+/* What only STUN and the agent ask of a slot. */
+struct shunt_book {
+	__u32 route;      /* id */
+	__u32 next_route; /* id; asked for, or held before; see shunt_take_next_route() */
+	__u32 since;      /* tick of the last change of state */
+	__u32 unused;
+};
+
 struct shunt_transaction {
 	__be32 id[3];
 };
 
-/* The rest of a slot: what only STUN touches. */
+/* The transactions of a slot. */
 struct shunt_handshake {
 	struct bpf_spin_lock
 		lock;     /* guards a change of state against the slot's being opened anew */
@@ -197,7 +205,7 @@ struct shunt_handshake {
  * hint: it counts only if the slot says the same of itself, so that none need ever be taken out. */
 struct shunt_bucket {
 	struct bpf_spin_lock lock; /* of those who put in; nobody waits for it to look */
-	__u32 overflowed;          /* more entries are in the other bucket */
+	__u32 overflowed;          /* more entries are in the next bucket */
 	__u32 entries[SHUNT_BUCKET_ENTRIES];
 };
 

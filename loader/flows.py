@@ -59,6 +59,7 @@ class FlowTable:
         self._inside = sum(1 for entry in settings.inside if entry.used)
         self._forward: npt.NDArray[Any] = maps.slots["to_transceiver"]
         self._back: npt.NDArray[Any] = maps.slots["to_client"]
+        self._book: npt.NDArray[Any] = maps.slots["book"]
 
     def rebuild_free(self) -> int:
         """Let just those slots be opened that are free; how many those are.
@@ -74,7 +75,7 @@ class FlowTable:
 
     def highest_route(self) -> int:
         """The highest route id that any slot names."""
-        return int(max(self._forward["route"].max(), self._forward["next_route"].max()))
+        return int(max(self._book["route"].max(), self._book["next_route"].max()))
 
     def close_routes(
         self,
@@ -91,13 +92,13 @@ class FlowTable:
         *among*, only these slots are looked at: those that a route's entry in the map names.
         """
         mine = self._live() if among is None else self._live_of(among)
-        mine = mine[_are_among(routes, self._forward["route"][mine])]
-        other = self._forward["next_route"][mine]
+        mine = mine[_are_among(routes, self._book["route"][mine])]
+        other = self._book["next_route"][mine]
         goes_on = np.zeros(len(mine), dtype=bool)
         if other.any():
             goes_on = _are_among(known, other)
-        self._forward["route"][mine[goes_on]] = other[goes_on]
-        self._forward["next_route"][mine[goes_on]] = 0
+        self._book["route"][mine[goes_on]] = other[goes_on]
+        self._book["next_route"][mine[goes_on]] = 0
         return self._close(mine[~goes_on], now)
 
     def close_all(self, *, now: float) -> int:
@@ -109,7 +110,7 @@ class FlowTable:
     ) -> int:
         """Close the flows of these VIPs and inside addresses (by index); how many."""
         live = self._live()
-        ends = np.isin(self._forward["vip"][live], list(vips))
+        ends = np.isin(self._back["vip"][live], list(vips))
         ends |= np.isin(live >> PORT_BITS, list(entries))
         return self._close(live[ends], now)
 
@@ -121,11 +122,11 @@ class FlowTable:
         resting = np.flatnonzero(state == State.CLOSING)
         live = _live_in(state)
         idle = _elapsed(moment, self._forward["seen"][live]) >= int(IDLE_SECONDS / TICK)
-        orphan = ~_are_among(known_routes, self._forward["route"][live])
+        orphan = ~_are_among(known_routes, self._book["route"][live])
         if orphan.any():
-            orphan[orphan] = ~_are_among(known_routes, self._forward["next_route"][live[orphan]])
+            orphan[orphan] = ~_are_among(known_routes, self._book["next_route"][live[orphan]])
         closed = self._close(live[idle | orphan | ~self._is_inside(live)], now)
-        rested = _elapsed(moment, self._forward["since"][resting]) >= int(REST_SECONDS / TICK)
+        rested = _elapsed(moment, self._book["since"][resting]) >= int(REST_SECONDS / TICK)
         self._free(resting[rested])
         return closed
 
@@ -138,7 +139,7 @@ class FlowTable:
     def slots_by_route(self) -> dict[int, list[int]]:
         """The slots of each route's living flows, by route id."""
         live = self._live()
-        routes = self._forward["route"][live]
+        routes = self._book["route"][live]
         order = np.argsort(routes, kind="stable")
         routes, slots = routes[order], live[order].tolist()
         starts = np.flatnonzero(np.diff(routes, prepend=routes[:1] + np.uint32(1)))
@@ -157,9 +158,13 @@ class FlowTable:
         moment = ticks(now)
         used = np.flatnonzero(self._states() != State.FREE)[:limit]
         return [
-            _flow(index, there, back, moment)
-            for index, there, back in zip(
-                used.tolist(), self._forward[used], self._back[used], strict=True
+            _flow(index, there, back, int(route), moment)
+            for index, there, back, route in zip(
+                used.tolist(),
+                self._forward[used],
+                self._back[used],
+                self._book["route"][used],
+                strict=True,
             )
         ]
 
@@ -187,7 +192,7 @@ class FlowTable:
         return within
 
     def _close(self, slots: Indexes, now: float) -> int:
-        self._forward["since"][slots] = ticks(now)
+        self._book["since"][slots] = ticks(now)
         self._set_state(slots, State.CLOSING)
         return len(slots)
 
@@ -226,17 +231,17 @@ def _elapsed(moment: int, then: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]
     return (np.uint32(moment) - then).view(np.int32)
 
 
-def _flow(index: int, there: Any, back: Any, moment: int) -> Flow:
+def _flow(index: int, there: Any, back: Any, route: int, moment: int) -> Flow:
     idle = _elapsed(moment, there["seen"].reshape(1))[0]
     return Flow(
         slot=index,
         inside=index >> PORT_BITS,
         port=index % PORTS,
         state=State(int(there["state"])),
-        client=text_address(bytes(there["client"])),
-        client_port=int(there["client_port"]),
-        vip=int(there["vip"]),
-        route=int(there["route"]),
+        client=text_address(bytes(back["client"])),
+        client_port=int(back["client_port"]),
+        vip=int(back["vip"]),
+        route=route,
         transceiver=int(there["transceiver"]),
         proven=bool(back["proven"]),
         idle_s=max(0.0, float(idle) * TICK),

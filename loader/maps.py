@@ -70,6 +70,7 @@ def shapes(sizes: Sizes) -> dict[str, Shape]:
         "flows": array(types.Bucket, sizes.buckets, _MMAPABLE),
         "slots_in": array(types.ToTransceiver, sizes.slots, _MMAPABLE),
         "slots_out": array(types.ToClient, sizes.slots, _MMAPABLE),
+        "books": array(types.Book, sizes.slots, _MMAPABLE),
         "handshakes": array(types.Handshake, sizes.slots, _MMAPABLE),
         "checks": Shape(_LRU_HASH, ctypes.sizeof(types.Transaction), 4, sizes.checks, 0),
         "free_ring": array(word, sizes.ring, _MMAPABLE),
@@ -172,30 +173,30 @@ def _unknown_shape(path: Path) -> ShuntError:
 
 
 class Slots:
-    """The flow table's two halves, `to_transceiver` and `to_client`: each an array whose fields are
-    those of `types.ToTransceiver` and `types.ToClient`, by the slot's index."""
+    """The flow table's three arrays by the slot's index: `to_transceiver`, `to_client` and `book`,
+    whose fields are those of `types.ToTransceiver`, `types.ToClient` and `types.Book`."""
 
-    def __init__(self, to_transceiver: npt.NDArray[Any], to_client: npt.NDArray[Any]) -> None:
-        self._halves = {"to_transceiver": to_transceiver, "to_client": to_client}
+    def __init__(self, **arrays: npt.NDArray[Any]) -> None:
+        self._arrays = arrays
 
-    def __getitem__(self, half: str) -> npt.NDArray[Any]:
-        return self._halves[half]
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self._arrays[name]
 
     def __len__(self) -> int:
-        return len(self._halves["to_client"])
+        return len(self._arrays["to_client"])
 
     def at(self, slot: int) -> dict[str, Any]:
-        """Both halves of one slot, as records to be read and written."""
-        return {name: half[slot] for name, half in self._halves.items()}
+        """One slot's entry of each array, as records to be read and written."""
+        return {name: array[slot] for name, array in self._arrays.items()}
 
     def clear(self, first: int, end: int) -> None:
         """Make slots *first* up to *end* as if they had never been used."""
-        for half in self._halves.values():
-            half[first:end] = 0
+        for array in self._arrays.values():
+            array[first:end] = 0
 
     def tobytes(self) -> bytes:
         """All there is, as it is now."""
-        return b"".join(half.tobytes() for half in self._halves.values())
+        return b"".join(array.tobytes() for array in self._arrays.values())
 
 
 class Maps:
@@ -214,8 +215,11 @@ class Maps:
             self.close()
             raise
         self.slots = Slots(
-            self._mapped("slots_in", np.dtype(types.ToTransceiver), writable=writable),
-            self._mapped("slots_out", np.dtype(types.ToClient), writable=writable),
+            to_transceiver=self._mapped(
+                "slots_in", np.dtype(types.ToTransceiver), writable=writable
+            ),
+            to_client=self._mapped("slots_out", np.dtype(types.ToClient), writable=writable),
+            book=self._mapped("books", np.dtype(types.Book), writable=writable),
         )
         """The flow table, live, by index."""
         self._transceivers = self._mapped(

@@ -42,7 +42,7 @@ def sizes(inside: int) -> Sizes:
     slots = inside * PORTS
     return Sizes(
         slots=slots,
-        buckets=_power_of_two(slots // 4),
+        buckets=_power_of_two(slots // 8),
         ring=_power_of_two(slots),
         routes=max(_LEAST, slots // 2),
         checks=max(_LEAST, slots // 4),

@@ -27,6 +27,7 @@ __all__ = [
     "UFRAG_LENGTH",
     "VIPS",
     "Address",
+    "Book",
     "Bucket",
     "Direction",
     "FreeHead",
@@ -182,19 +183,13 @@ class Transceiver(ctypes.Structure):
 
 class ToTransceiver(ctypes.Structure):
     _fields_ = [
-        ("client", Address),
-        ("client_port", _Be16),
-        ("vip", _u8),
+        ("check", _u32),
         ("state", _u8),
+        ("unused", _u8),
         ("transceiver", _u16),
         ("udp_delta", _u16),
         ("ip_delta", _u16),
-        ("unused", _u16),
-        ("route", _u32),
-        ("next_route", _u32),
         ("seen", _u32),
-        ("since", _u32),
-        ("unused_too", _u32),
         ("packets", _u64),
         ("bytes", _u64),
     ]
@@ -215,6 +210,10 @@ class ToClient(ctypes.Structure):
         ("packets", _u64),
         ("bytes", _u64),
     ]
+
+
+class Book(ctypes.Structure):
+    _fields_ = [("route", _u32), ("next_route", _u32), ("since", _u32), ("unused", _u32)]
 
 
 class Transaction(ctypes.Structure):

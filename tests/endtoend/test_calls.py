@@ -184,5 +184,5 @@ def calling(lab: Lab, maps: Maps) -> Iterator[tuple["subprocess.Popen[bytes]", s
 def packets_back(maps: Maps, ufrag: str) -> int:
     """Packets that a call's client was sent."""
     id = next(route.id for name, route in maps.routes() if name == ufrag)
-    mine = maps.slots["to_transceiver"]["route"] == id
+    mine = maps.slots["book"]["route"] == id
     return int(maps.slots["to_client"]["packets"][mine].sum())

@@ -124,17 +124,18 @@ def put(
     client: str = "198.18.0.10",
 ) -> None:
     """A slot as the program would have left it."""
-    there, back = maps.slots.at(slot).values()
+    there, back, book = maps.slots.at(slot).values()
     for half in (there, back):
-        half["client"], half["client_port"] = list(types.packed_address(client)), 50000
-        half["vip"], half["transceiver"], half["state"] = vip, transceiver, state
-    there["route"], there["next_route"] = route, next_route
-    there["seen"], there["since"] = ticks(seen), ticks(since)
+        half["transceiver"], half["state"] = transceiver, state
+    back["client"], back["client_port"] = list(types.packed_address(client)), 50000
+    back["vip"] = vip
+    there["seen"] = ticks(seen)
+    book["route"], book["next_route"], book["since"] = route, next_route, ticks(since)
 
 
 def state(maps: Maps, slot: int) -> State:
     """A slot's state, which both of its halves must hold."""
-    there, back = maps.slots.at(slot).values()
+    there, back, _book = maps.slots.at(slot).values()
     assert there["state"] == back["state"]
     return State(int(back["state"]))
 

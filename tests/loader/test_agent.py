@@ -587,7 +587,7 @@ def test_a_mac_that_moves_changes_one_entry_and_no_slot(start: Start) -> None:
         six = await register(agent, "x2", address=TRANSCEIVER6, instance=OTHER_INSTANCE)
         put(maps, 20001, transceiver=four, seen=start.clock.now)
         agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
-        maps.slots["to_transceiver"]["route"][20001] = route_id(maps, "abcd")
+        maps.slots["book"]["route"][20001] = route_id(maps, "abcd")
         slots = maps.slots.tobytes()
         async with running(agent):
             await until(lambda: all(maps.transceiver(n).resolved for n in (four, six)))

@@ -212,7 +212,7 @@ def test_a_new_version_takes_over_the_maps_with_all_they_hold(host: Host, loaded
         os.close(descriptor)
         before = maps.slots.tobytes()
         before_counters = maps.counters().dropped["no_route"]
-        assert maps.slots.at(20001)["to_transceiver"]["route"] == 7
+        assert maps.slots.at(20001)["book"]["route"] == 7
 
     datapath.load(loaded)
 

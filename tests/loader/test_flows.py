@@ -144,9 +144,9 @@ def test_a_flow_with_another_living_route_goes_on_with_that(maps: Maps, table: F
 
     assert table.close_routes([7], known=[8], now=NOW) == 0
 
-    there = maps.slots["to_transceiver"][20001]
+    book = maps.slots["book"][20001]
     assert state(maps, 20001) is State.ESTABLISHED
-    assert (there["route"], there["next_route"]) == (8, 0)
+    assert (book["route"], book["next_route"]) == (8, 0)
     assert table.close_routes([8], known=[], now=NOW) == 1, "and ends with that"
 
 
@@ -231,7 +231,7 @@ def test_a_routes_own_entry_names_the_slots_to_look_at(
     assert [state(maps, slot) for slot in (20001, 20002, 20003)] == [
         *(State.CLOSING, State.ESTABLISHED, State.ESTABLISHED)
     ]
-    assert int(maps.slots["to_transceiver"][20004]["since"]) == ticks(NOW - 5)
+    assert int(maps.slots["book"][20004]["since"]) == ticks(NOW - 5)
 
 
 def test_flows_of_other_addresses_are_closed(maps: Maps, table: FlowTable) -> None:

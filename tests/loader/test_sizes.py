@@ -26,7 +26,7 @@ def test_each_map_has_room_for_what_the_slots_need(inside: int) -> None:
 
     assert made.slots == inside * 65536
     assert made.ring >= made.slots, "every slot may be free"
-    assert made.buckets * BUCKET_ENTRIES >= 3 * made.slots, "few buckets are ever full"
+    assert made.buckets * BUCKET_ENTRIES * 4 >= 7 * made.slots, "few buckets are ever full"
     assert made.routes >= max(65536, made.slots // 2)
     assert made.checks >= max(65536, made.slots // 4)
 
@@ -35,7 +35,7 @@ def test_each_map_has_room_for_what_the_slots_need(inside: int) -> None:
 def test_what_is_masked_is_a_power_of_two_and_no_larger_than_it_must_be(inside: int) -> None:
     made = sizes(inside)
 
-    for size, least in ((made.ring, made.slots), (made.buckets, made.slots // 4)):
+    for size, least in ((made.ring, made.slots), (made.buckets, made.slots // 8)):
         assert size.bit_count() == 1
         assert size // 2 < least
 
@@ -51,4 +51,4 @@ def test_the_compiler_is_told_every_size_that_the_header_leaves_open() -> None:
     told = dict(flag.removeprefix("-D").split("=") for flag in sizes(3).flags)
 
     assert list(told) == left_open
-    assert list(told.values()) == ["196608", "65536", "262144", "98304", "65536"]
+    assert list(told.values()) == ["196608", "32768", "262144", "98304", "65536"]

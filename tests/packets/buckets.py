@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SLOT_MASK", "first_bucket", "flow_hash", "second_bucket"]
+__all__ = ["SLOT_MASK", "choices", "first_bucket", "flow_hash"]
 
 SLOT_MASK = (1 << 20) - 1
 """The bits of an entry that are the slot's index; those above are of the hash."""
@@ -42,8 +42,7 @@ def first_bucket(
     return result
 
 
-def second_bucket(hashes: _Words, buckets: int) -> _Words:
-    """Where it is looked for when the first has been full."""
-    other = hashes ^ (hashes >> np.uint64(32) | np.uint64(1))
-    result: _Words = other & np.uint64(buckets - 1)
-    return result
+def choices(hashed: int, buckets: int) -> list[int]:
+    """All buckets that a hash is looked for in, in order."""
+    step = hashed >> 32 | 1
+    return [(hashed + choice * step) % 2**32 % buckets for choice in range(4)]

@@ -304,9 +304,9 @@ class Relay:
 
     def let_idle(self, slot: int, seconds: float) -> None:
         """Let the client's last packet, and the slot's last change, be so long ago."""
-        half = self.maps.slots["to_transceiver"]
-        for field in ("seen", "since"):
-            half[field][slot] = ticks(time.monotonic() - seconds)
+        then = ticks(time.monotonic() - seconds)
+        self.maps.slots["to_transceiver"]["seen"][slot] = then
+        self.maps.slots["book"]["since"][slot] = then
 
     def close_slot(self, slot: int) -> None:
         """What the agent does when a session ends."""
@@ -393,18 +393,24 @@ class Relay:
             on=self.interfaces.inside if on is None else on,
         )
 
-    def receive(self, frame: Packet | bytes, *, on: int | None = None) -> Outcome:
-        """Run the program on a frame that comes in by interface *on* (the public one if None)."""
+    def receive(
+        self, frame: Packet | bytes, *, on: int | None = None, metadata: int = 0
+    ) -> Outcome:
+        """Run the program on a frame that comes in by interface *on* (the public one if None).
+        *metadata*: bytes that a driver has put in front of it, so much less room is left."""
         octets = bytes(frame)
-        verdict, after = self.run(octets, on=on)
+        verdict, after = self.run(octets, on=on, metadata=metadata)
         before, self.counters = self.counters, self.maps.counters()
         return account(verdict, octets, after, before, self.counters)
 
-    def run(self, octets: bytes, *, on: int | None = None) -> tuple[Verdict, bytes]:
+    def run(
+        self, octets: bytes, *, on: int | None = None, metadata: int = 0
+    ) -> tuple[Verdict, bytes]:
         """The same, and nothing is checked; for tests that send thousands."""
         ifindex = self.interfaces.public if on is None else on
+        octets = bytes(metadata) + octets
         # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
-        context = struct.pack("=6I", 0, len(octets), 0, ifindex, 0, 0)
+        context = struct.pack("=6I", metadata, len(octets), 0, ifindex, 0, 0)
         # Interfaces are those of the calling thread's namespace. A thread for each packet, as
         # `run_in` has it, costs more than all the rest.
         _enter(self._there)
@@ -412,7 +418,7 @@ class Relay:
             run = bpf.test_run(self.program, octets, context=context)
         finally:
             _enter(self._here)
-        return Verdict(run.verdict), run.frame
+        return Verdict(run.verdict), run.frame[metadata:]
 
     def on_the_wire(self, frame: Packet | bytes) -> tuple[str, bytes]:
         """Receive a frame by the public interface with the program attached in generic mode, for
@@ -483,7 +489,7 @@ class Relay:
         found = [
             slot
             for slot in self.in_state(types.State.ESTABLISHED)
-            if _client_of(self.slot(slot)["to_transceiver"]) == (address, client.port, number)
+            if _client_of(self.slot(slot)["to_client"]) == (address, client.port, number)
         ]
         assert len(found) <= 1
         return found[0] if found else None

@@ -123,13 +123,15 @@ def test_a_fragment_behind_other_headers_is_a_fragment(relay: Relay) -> None:
     assert relay.receive(to_vip(FIRST, IPv6ExtHdrDestOpt())).reason == "fragment"
 
 
-def later(address: str, *, next: int = 17, offset: int = 1, m: int = 0) -> Packet:
+def later(
+    address: str, *, next: int = 17, offset: int = 1, m: int = 0, payload: bytes = b"\x80" * 40
+) -> Packet:
     """A fragment but the first."""
     return (
         Ether(src=CLIENT6.mac, dst=VIP6.mac)
         / IPv6(src=CLIENT6.address, dst=address)
         / IPv6ExtHdrFragment(offset=offset, m=m, nh=next)
-        / Raw(b"\x80" * 40)
+        / Raw(payload)
     )
 
 
@@ -143,6 +145,8 @@ def test_a_later_fragment_of_udp_to_the_vip_is_dropped(relay: Relay, offset: int
 def test_a_later_fragment_of_anything_else_is_the_kernels(relay: Relay, next: int) -> None:
     """Not of UDP as far as its header says: in this place nobody can look further."""
     assert relay.receive(later(VIP6.address, next=next)).passed
+    looks_like_a_header = b"\x11" + bytes(39)
+    assert relay.receive(later(VIP6.address, next=next, payload=looks_like_a_header)).passed
 
 
 @pytest.mark.parametrize("address", [INSIDE_ADDRESS6, "2001:db8:18::7"])

@@ -24,6 +24,7 @@ from tests.packets.relay import (
     Endpoint,
     Relay,
     Verdict,
+    client_frame,
     correct_checksums,
 )
 
@@ -180,7 +181,7 @@ def test_a_reused_slot_remembers_nothing_of_its_former_life(relay: Relay) -> Non
     port = relay.pending()
     fresh = {half: record.copy() for half, record in relay.slot(port).items()}
     relay.reset()
-    for half in ("to_transceiver", "to_client"):
+    for half in ("to_transceiver", "to_client", "book"):
         relay.maps.slots[half][PORTS.start : PORTS.stop].view(np.uint8)[:] = 0xA5
     for port in PORTS:
         relay.set_state(port, State.FREE)
@@ -298,18 +299,24 @@ def test_the_clients_error_reaches_the_transceiver(relay: Relay) -> None:
     assert outcome.addresses == (INSIDE_ADDRESS, port, X1.address, X1.port)
 
 
-def test_somebody_elses_success_to_a_check_is_dropped(relay: Relay) -> None:
+@pytest.mark.parametrize("answer", [messages.success, messages.error])
+def test_somebody_elses_answer_to_a_check_is_dropped(
+    relay: Relay, answer: Callable[[int], Packet]
+) -> None:
     port = relay.pending()
     relay.pending(STRANGER)
     relay.from_transceiver(messages.check(77), to=port)
-    outcome = relay.from_client(messages.success(77), client=STRANGER)
+    outcome = relay.from_client(answer(77), client=STRANGER)
     assert outcome.reason == "unexpected_response"
 
 
-def test_the_same_clients_success_by_another_vip_is_dropped(relay: Relay) -> None:
+@pytest.mark.parametrize("answer", [messages.success, messages.error])
+def test_the_same_clients_answer_by_another_vip_is_dropped(
+    relay: Relay, answer: Callable[[int], Packet]
+) -> None:
     port = relay.pending()
     relay.from_transceiver(messages.check(77), to=port)
-    outcome = relay.from_client(messages.success(77), vip=OTHER_VIP)
+    outcome = relay.from_client(answer(77), vip=OTHER_VIP)
     assert outcome.reason == "unexpected_response"
 
 
@@ -552,8 +559,8 @@ def test_a_restart_alone_does_not_change_the_route(relay: Relay) -> None:
     next_id = relay.add_route(NEXT)
     port = relay.proven()
     relay.from_client(messages.request(NEXT))
-    there = relay.slot(port)["to_transceiver"]
-    assert (there["route"], there["next_route"]) == (relay.route().id, next_id)
+    book = relay.slot(port)["book"]
+    assert (book["route"], book["next_route"]) == (relay.route().id, next_id)
 
 
 def test_the_route_changes_when_the_transceiver_has_answered(relay: Relay) -> None:
@@ -561,8 +568,17 @@ def test_the_route_changes_when_the_transceiver_has_answered(relay: Relay) -> No
     port = relay.proven()
     relay.from_client(messages.request(NEXT, transaction_id=88))
     relay.from_transceiver(messages.success(88), to=port)
-    there = relay.slot(port)["to_transceiver"]
-    assert (there["route"], there["next_route"]) == (next_id, relay.route().id)
+    book = relay.slot(port)["book"]
+    assert (book["route"], book["next_route"]) == (next_id, relay.route().id)
+
+
+def test_the_answer_to_any_of_the_restarts_requests_does(relay: Relay) -> None:
+    next_id = relay.add_route(NEXT)
+    port = relay.proven()
+    for asked in (88, 89, 90):
+        relay.from_client(messages.request(NEXT, transaction_id=asked))
+    relay.from_transceiver(messages.success(88), to=port)
+    assert relay.slot(port)["book"]["route"] == next_id
 
 
 def test_the_clients_next_check_takes_its_route_back_from_a_stranger(relay: Relay) -> None:
@@ -574,8 +590,8 @@ def test_the_clients_next_check_takes_its_route_back_from_a_stranger(relay: Rela
     relay.from_client(messages.request(UFRAG, transaction_id=89))
     relay.from_transceiver(messages.success(88), to=port)  # late, and of no use to the stranger
     relay.from_transceiver(messages.success(89), to=port)
-    there = relay.slot(port)["to_transceiver"]
-    assert (there["route"], there["next_route"]) == (relay.route().id, stranger)
+    book = relay.slot(port)["book"]
+    assert (book["route"], book["next_route"]) == (relay.route().id, stranger)
 
 
 @pytest.mark.parametrize("answer", [messages.error(88), messages.success(89)])
@@ -584,7 +600,7 @@ def test_another_answer_does_not_change_it(relay: Relay, answer: Packet) -> None
     port = relay.proven()
     relay.from_client(messages.request(NEXT, transaction_id=88))
     relay.from_transceiver(answer, to=port)
-    assert relay.slot(port)["to_transceiver"]["route"] == relay.route().id
+    assert relay.slot(port)["book"]["route"] == relay.route().id
 
 
 def test_the_answer_to_an_older_request_does_not_change_it(relay: Relay) -> None:
@@ -596,7 +612,7 @@ def test_the_answer_to_an_older_request_does_not_change_it(relay: Relay) -> None
     relay.from_transceiver(messages.success(87), to=port)
     relay.from_client(messages.request(NEXT))
     relay.from_transceiver(messages.success(88), to=port)
-    assert relay.slot(port)["to_transceiver"]["route"] == relay.route().id
+    assert relay.slot(port)["book"]["route"] == relay.route().id
 
 
 def test_flows_that_a_restart_brought_count_among_the_routes_eight(relay: Relay) -> None:
@@ -617,7 +633,7 @@ def test_flows_that_a_restart_brought_count_among_the_routes_eight(relay: Relay)
     of_next = [
         port
         for port in relay.in_state(State.ESTABLISHED)
-        if relay.slot(port)["to_transceiver"]["route"] == relay.route(NEXT).id
+        if relay.slot(port)["book"]["route"] == relay.route(NEXT).id
     ]
     assert len(of_next) <= types.ROUTE_SLOTS
 
@@ -646,13 +662,13 @@ def test_those_flows_go_on(relay: Relay) -> None:
     assert relay.pending(CLIENT, NEXT) not in flows
     for number, flow in enumerate(flows, 1):
         assert relay.from_client(messages.rtp(), client=client(number)).udp.sport == flow
-        assert relay.slot(flow)["to_transceiver"]["route"] == relay.route().id
+        assert relay.slot(flow)["book"]["route"] == relay.route().id
 
 
 def test_one_of_them_has_asked_in_vain(relay: Relay) -> None:
     flows = asking(relay)
     relay.pending(CLIENT, NEXT)
-    asked = [int(relay.slot(flow)["to_transceiver"]["next_route"]) for flow in flows]
+    asked = [int(relay.slot(flow)["book"]["next_route"]) for flow in flows]
     assert sorted(asked) == [0] + [relay.route(NEXT).id] * 7
 
 
@@ -660,7 +676,7 @@ def test_none_of_them_if_one_has_ended(relay: Relay) -> None:
     flows = asking(relay)
     relay.close_slot(flows[-1])
     relay.pending(CLIENT, NEXT)
-    asked = {int(relay.slot(flow)["to_transceiver"]["next_route"]) for flow in flows[:-1]}
+    asked = {int(relay.slot(flow)["book"]["next_route"]) for flow in flows[:-1]}
     assert asked == {relay.route(NEXT).id}
 
 
@@ -936,13 +952,43 @@ def test_an_answer_that_is_dropped_does_not_count(relay: Relay) -> None:
     assert goes_back_to(relay, port) == CLIENT.mac
 
 
-def test_a_request_of_a_restart_shows_it_too(relay: Relay) -> None:
+def test_a_request_of_a_restart_shows_none(relay: Relay) -> None:
+    """Whoever has a session of their own with the same transceiver may have such a request sent
+    in the client's name, and answered."""
     relay.add_route(NEXT)
     port = relay.proven()
     _, asked = relay.asked(ELSEWHERE, NEXT)
-    assert goes_back_to(relay, port) == CLIENT.mac
     relay.from_transceiver(messages.success(asked), to=port)
+    assert goes_back_to(relay, port) == CLIENT.mac
+
+
+def test_once_the_route_is_the_flows_own_its_requests_do(relay: Relay) -> None:
+    relay.add_route(NEXT)
+    port = relay.proven()
+    for _ in range(2):
+        _, asked = relay.asked(ELSEWHERE, NEXT)
+        relay.from_transceiver(messages.success(asked), to=port)
     assert goes_back_to(relay, port) == ELSEWHERE.mac
+
+
+MULTICAST = [("01:00:5e:00:00:01", VIP.mac), (CLIENT.mac, "ff:ff:ff:ff:ff:ff"),
+             ("33:33:00:00:00:01", "33:33:00:00:00:02")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "destination"), MULTICAST)
+def test_a_multicast_mac_address_is_no_next_hop(
+    relay: Relay, source: str, destination: str
+) -> None:
+    port = relay.proven()
+    loud = Endpoint(CLIENT.address, CLIENT.port, source)
+    everybody = Endpoint(VIP.address, VIP.port, destination)
+    frame = client_frame(messages.request(UFRAG, transaction_id=88), client=loud, vip=everybody)
+    assert relay.receive(frame).verdict is not Verdict.PASS
+    relay.from_transceiver(messages.success(88), to=port)
+    relay.from_transceiver(messages.check(77), to=port)
+    relay.receive(client_frame(messages.success(77), client=loud, vip=everybody))
+    ethernet = relay.from_transceiver(messages.rtp(), to=port).ethernet
+    assert (ethernet.dst, ethernet.src) == (CLIENT.mac, VIP.mac)
 
 
 def test_an_earlier_hop_is_not_taken_back_by_a_late_answer(relay: Relay) -> None:
@@ -1040,11 +1086,12 @@ def test_each_of_the_inside_interfaces_counts(relay: Relay, place: int) -> None:
 def test_a_slot_counts_packets_and_bytes_of_both_directions(relay: Relay) -> None:
     port = relay.proven()
     slot = relay.slot(port)
-    before = [int(slot[half][n]) for half in slot for n in ("packets", "bytes")]
+    halves = ("to_transceiver", "to_client")
+    before = [int(slot[half][n]) for half in halves for n in ("packets", "bytes")]
     for size in (10, 20, 30):
         relay.from_client(messages.rtp(size))
     relay.from_transceiver(messages.rtp(40), to=port)
-    after = [int(slot[half][n]) for half in slot for n in ("packets", "bytes")]
+    after = [int(slot[half][n]) for half in halves for n in ("packets", "bytes")]
     assert [b - a for a, b in zip(before, after, strict=True)] == [3, 3 * 40 + 60, 1, 40 + 40]
 
 

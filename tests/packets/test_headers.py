@@ -8,6 +8,8 @@ from scapy.packet import Raw
 
 from tests.packets import messages
 from tests.packets.relay import (
+    CLIENT,
+    CLIENT6,
     INSIDE_ADDRESS,
     VIP,
     X1,
@@ -86,6 +88,18 @@ def test_a_udp_length_that_lies_is_dropped(relay: Relay, lie: int) -> None:
 @pytest.mark.parametrize("length", [0, 1, 7])
 def test_a_udp_length_below_its_header_is_dropped(relay: Relay, length: int) -> None:
     assert relay.from_client(ASK, udp={"len": length}).reason == "length"
+
+
+@pytest.mark.parametrize("length", range(8))
+@pytest.mark.parametrize("client", [CLIENT, CLIENT6], ids=["IPv4", "IPv6"])
+def test_lengths_that_agree_on_less_than_a_udp_header_are_dropped(
+    relay: Relay, client: Endpoint, length: int
+) -> None:
+    """What stands behind it in the frame could be Ethernet's padding."""
+    relay.proven(client)
+    ip = {"plen": length} if client is CLIENT6 else {"len": 20 + length}
+    outcome = relay.from_client(b"\x80" * 30, client=client, ip=ip, udp={"len": length})
+    assert outcome.reason == "length"
 
 
 @pytest.mark.parametrize("length", [0, 19, 20, 27])

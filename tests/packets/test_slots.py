@@ -6,7 +6,7 @@ import pytest
 from loader import types
 from loader.types import State
 from tests.packets import messages
-from tests.packets.buckets import SLOT_MASK, first_bucket, flow_hash, second_bucket
+from tests.packets.buckets import SLOT_MASK, choices, first_bucket, flow_hash
 from tests.packets.frames import (
     COMBINATIONS,
     INSIDE_MAC,
@@ -21,6 +21,7 @@ from tests.packets.relay import (
     INSIDE_ADDRESS,
     PORTS,
     SECOND_PORTS,
+    STRANGER,
     UFRAG,
     VIP,
     X1,
@@ -141,7 +142,7 @@ def test_each_vip_counts(relay: Relay, place: int) -> None:
         vip.address,
         vip.port,
     )
-    assert int(relay.slot(slot)["to_transceiver"]["vip"]) == place
+    assert int(relay.slot(slot)["to_client"]["vip"]) == place
 
 
 def test_one_client_has_a_flow_at_each_vip(relay: Relay) -> None:
@@ -342,28 +343,42 @@ def test_a_client_that_comes_again_has_one_entry(relay: Relay) -> None:
     assert sum(1 for entry in relay.bucket(place).entries if entry) == 1
 
 
-def test_with_both_buckets_full_of_live_flows_a_slot_stays_pending(relay: Relay) -> None:
-    relay.offer([*PORTS, *SECOND_PORTS])
-    buckets = relay.maps.sizes.buckets
-    one = relay.bucket_of(CLIENT)
-    other = int(second_bucket(np.array([hash_of(relay, CLIENT)], dtype=np.uint64), buckets)[0])
-    for place in (one, other):
-        relay.write_bucket(place, types.Bucket())
-    crowd = in_bucket(relay, one, types.BUCKET_ENTRIES, net="192.0.2")
-    crowd += in_bucket(relay, other, types.BUCKET_ENTRIES, net="192.0.3")
-    names = ufrags(relay, len(crowd))
-    slots = [relay.proven(who, ufrag) for who, ufrag in zip(crowd, names, strict=True)]
+def test_a_slot_stays_pending_while_all_its_buckets_are_full_of_live_flows(relay: Relay) -> None:
+    live = relay.proven(STRANGER)
+    (entry,) = (e for e in relay.bucket(relay.bucket_of(STRANGER)).entries if e & SLOT_MASK == live)
+    places = choices(hash_of(relay, CLIENT), relay.maps.sizes.buckets)
+    full = types.Bucket()
+    full.entries[:] = [entry] * types.BUCKET_ENTRIES
+    for place in places:
+        relay.write_bucket(place, full)
 
     slot, asked = relay.asked()
     relay.from_transceiver(messages.success(asked), to=slot)
     assert relay.state(slot) is State.PENDING
     assert relay.from_client(messages.rtp()).reason == "no_flow"
-    for who, has in zip(crowd, slots, strict=True):
-        assert slot_of(relay.from_client(messages.rtp(), client=who)) == has
+    assert [relay.bucket(place).overflowed for place in places] == [1, 1, 1, 1]
 
-    relay.close_slot(slots[3])
-    assert relay.established() == slot
-    assert relay.from_client(messages.rtp()).forwarded
+    with_room = relay.bucket(places[3])
+    with_room.entries[5] = 0
+    relay.write_bucket(places[3], with_room)
+    slot, asked = relay.asked()
+    relay.from_transceiver(messages.success(asked), to=slot)
+    assert relay.state(slot) is State.ESTABLISHED
+
+
+def test_a_flow_in_its_last_bucket_is_found(relay: Relay) -> None:
+    live = relay.proven(STRANGER)
+    (entry,) = (e for e in relay.bucket(relay.bucket_of(STRANGER)).entries if e & SLOT_MASK == live)
+    places = choices(hash_of(relay, CLIENT), relay.maps.sizes.buckets)
+    full = types.Bucket()
+    full.entries[:] = [entry] * types.BUCKET_ENTRIES
+    for place in places[:3]:
+        relay.write_bucket(place, full)
+    relay.write_bucket(places[3], types.Bucket())
+
+    slot = relay.proven()
+    assert slot_of(relay.from_client(messages.rtp())) == slot
+    assert slot_of(relay.from_client(messages.rtp(), client=STRANGER)) == live
 
 
 def test_another_seed_is_another_bucket(relay: Relay) -> None:

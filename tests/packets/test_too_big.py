@@ -65,16 +65,16 @@ class Flow:
         self.relay.set_transceiver(index, self.pair.transceiver, mtu=there)
         self.relay.set_client_mtu(self.slot, back)
 
-    def frame(self, length: int, *, df: bool = True) -> bytes:
+    def frame(self, length: int, *, df: bool = True, flags: str = "") -> bytes:
         """A frame of the sender's that is an IP packet of *length* bytes on the way on."""
         payload = b"\x80" + messages.filler(length - HEADERS[self.receiver.version] - 1)
-        ip: dict[str, object] = {"ttl": 44, "id": 0x5555, "flags": "DF" if df else 0}
+        ip: dict[str, object] = {"ttl": 44, "id": 0x5555, "flags": "DF" if df else flags}
         if self.sender.version == 6:
             ip = {"hlim": 44, "fl": 0x777}
         return bytes(frame_between(self.sender, self.to, payload, ip=ip))
 
-    def send(self, length: int, *, df: bool = True) -> Outcome:
-        return self.relay.receive(self.frame(length, df=df), on=self.on)
+    def send(self, length: int) -> Outcome:
+        return self.relay.receive(self.frame(length), on=self.on)
 
 
 @pytest.mark.parametrize(("families", "direction"), BOTH_WAYS)
@@ -148,8 +148,11 @@ def test_what_follows_the_packet_is_no_part_of_it(
     ("families", "direction"), [("4-4", 0), ("4-4", 1), ("4-6", 0), ("6-4", 1)]
 )
 def test_who_lets_it_be_fragmented_is_not_told(relay: Relay, families: str, direction: int) -> None:
-    outcome = Flow(relay, families, direction).send(LIMIT + 1, df=False)
-    assert (outcome.reason, outcome.answered) == ("mtu", False)
+    flow = Flow(relay, families, direction)
+    for flags in ("", "evil"):
+        frame = flow.frame(LIMIT + 1, df=False, flags=flags)
+        outcome = relay.receive(frame, on=flow.on)
+        assert (outcome.reason, outcome.answered) == ("mtu", False)
 
 
 @pytest.mark.parametrize(("families", "direction"), BOTH_WAYS)

@@ -1,6 +1,9 @@
 """Both benches run, in seconds, and give every case; what they measure is nobody's concern here."""
 
 import itertools
+import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +14,7 @@ from pyroute2 import netns
 from loader.errors import ShuntError
 from loader.maps import Counters, Rate
 from tools.bench import cables, dataplane, live
+from tools.bench.alone import alone
 from tools.bench.report import Report, hold, read_targets
 from tools.bench.subject import Subject
 from tools.netns import create
@@ -56,8 +60,7 @@ def test_live_has_each_number_of_flows_both_ways(reports: dict[str, Report]) -> 
     wanted = {".".join(pair) for pair in itertools.product(("to_transceiver", "to_client"), cases)}
     assert {case.name for case in report.cases} == {
         *wanted,
-        "hostile.60000",
-        "hostile.1000000",
+        *(f"{case}.{flows}" for case in ("touch", "hostile") for flows in (60_000, 1_000_000)),
     }
     assert [each["flows"] for each in report.facts["setup"]] == [60_000, 1_000_000]
     assert all(each["bytes_per_slot"] > 0 for each in report.facts["memory"])
@@ -67,9 +70,10 @@ def test_live_has_each_number_of_flows_both_ways(reports: dict[str, Report]) -> 
 @pytest.fixture
 def leftover() -> Iterator[None]:
     """What a bench leaves that was killed."""
-    create(cables.RELAY)
-    yield
-    assert cables.RELAY not in netns.listnetns()
+    with alone(print):
+        create(cables.RELAY)
+        yield
+        assert cables.RELAY not in netns.listnetns()
 
 
 @pytest.mark.usefixtures("leftover")
@@ -79,6 +83,28 @@ def test_cables_are_laid_over_what_a_killed_bench_has_left() -> None:
         assert cables.arrived(cables.RELAY, laid.public) == 0
 
     assert not {name for name in netns.listnetns() if name.startswith("bench-")}
+
+
+def test_a_bench_waits_for_the_end_of_another() -> None:
+    said: list[str] = []
+    before = os.sched_getaffinity(0)
+
+    def wait() -> None:
+        with alone(said.append) as cpu:
+            said.append(f"on {cpu}")
+
+    with alone(print) as cpu:
+        assert os.sched_getaffinity(0) == {cpu}
+        other = threading.Thread(target=wait)
+        other.start()
+        deadline = time.monotonic() + 5
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert said == ["waiting for another bench to end"]
+    other.join()
+
+    assert said[1:] == [f"on {cpu}"]
+    assert os.sched_getaffinity(0) == before
 
 
 @pytest.mark.parametrize("expected", [{"no_flow": 3}, {"no_flow": 2, "to_client": 1}, {}])

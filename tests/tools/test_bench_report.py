@@ -91,10 +91,9 @@ def test_a_file_of_targets_that_is_none_is_an_error(tmp_path: Path, text: str) -
 
 
 @pytest.fixture
-def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A bench that measures nothing, and does not wait for real ones."""
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bench that measures nothing."""
     monkeypatch.setattr(runs, "_bench", lambda name: lambda pins, *, quick, progress: REPORT)
-    monkeypatch.setattr(runs, "_LOCK", tmp_path / "lock")
 
 
 @pytest.mark.usefixtures("made_up")

@@ -1,9 +1,17 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * What the relay is held against: programs that do the least that can be done with a packet. The
- * interfaces are PUBLIC and INSIDE, given with -D.
+ * What the relay is held against: programs that do the least that can be done with a packet. What
+ * is in capitals is given with -D.
  */
 #include <linux/if_ether.h>
+#include <linux/ip.h>
+
+struct line {
+	__u64 words[8];
+};
+
+/* State of flows, of one cache line each. */
+BPF_F_TABLE("array", __u32, struct line, lines, LINES, BPF_F_MMAPABLE);
 
 /* Frames that have arrived at an end. */
 BPF_PERCPU_ARRAY(arrived, __u64, 1);
@@ -26,9 +34,41 @@ int bare_swap(struct xdp_md *ctx)
 	return XDP_TX;
 }
 
-int bare_redirect(struct xdp_md *ctx)
+static __always_inline int redirect(struct xdp_md *ctx)
 {
 	return bpf_redirect(ctx->ingress_ifindex == PUBLIC ? INSIDE : PUBLIC, 0);
+}
+
+int bare_redirect(struct xdp_md *ctx)
+{
+	return redirect(ctx);
+}
+
+/* Looks at, and writes, one line of so many; which, follows from the client's address. */
+static __always_inline int touch(struct xdp_md *ctx, __u32 lines_in_use)
+{
+	struct iphdr *ip = (void *)(long)ctx->data + sizeof(struct ethhdr);
+	struct line *line;
+	__u32 index;
+
+	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
+	index = (__u64)(ip->saddr * 0x85ebca6b) * lines_in_use >> 32;
+	line = lines.lookup(&index);
+	if (!line)
+		return XDP_ABORTED;
+	line->words[0]++;
+	return redirect(ctx);
+}
+
+int touch_few(struct xdp_md *ctx)
+{
+	return touch(ctx, FEW);
+}
+
+int touch_many(struct xdp_md *ctx)
+{
+	return touch(ctx, LINES);
 }
 
 /* The other end of either cable. */

@@ -23,10 +23,11 @@ from pathlib import Path
 from loader import bpf
 from loader.errors import ShuntError
 from tools.bench import frames
+from tools.bench.alone import alone
 from tools.bench.cables import kept_ready
-from tools.bench.facts import machine, one_cpu
+from tools.bench.facts import machine
 from tools.bench.frames import Endpoint
-from tools.bench.generator import Generator, Plan, Programs, Vary, template, ufrag
+from tools.bench.generator import Generator, Plan, Vary, bare_programs, template, ufrag
 from tools.bench.report import Case, Report
 from tools.bench.subject import FIRST_PORT, PORTS, Subject
 
@@ -75,7 +76,7 @@ def run(pins: Path, *, quick: bool, progress: Callable[[str], None]) -> Report:
     """Measure. Raises ShuntError if anything is not as the measurement supposes."""
     effort = QUICK if quick else FULL
     with ExitStack() as stack:
-        cpu = stack.enter_context(one_cpu())
+        cpu = stack.enter_context(alone(progress))
         subject = stack.enter_context(Subject(pins, inside=1))
         bench = _Bench(subject, effort)
         bench.open_flows()
@@ -97,7 +98,7 @@ class _Bench:
     def __init__(self, subject: Subject, effort: Effort) -> None:
         self._subject = subject
         self._effort = effort
-        self._bare = Programs("bare.c", f"-DPUBLIC={_LOOPBACK}", f"-DINSIDE={_LOOPBACK}")
+        self._bare = bare_programs(_LOOPBACK, _LOOPBACK)
         self._drop = self._bare.program("bare_drop")
         self._generator = Generator()
         self._number = 0  # of the next first STUN

@@ -4,8 +4,6 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,9 @@ from loader.compile import PARTS, PROGRAM
 from loader.maps import versioned
 from loader.sizes import Sizes
 
-__all__ = ["machine", "map_memory", "one_cpu", "program_sizes"]
+__all__ = ["machine", "map_memory", "program_sizes"]
+
+_NOT_OF_SLOTS = {"settings", "interfaces", "routes", "transceivers", "drops", "traffic"}
 
 
 def program_sizes(pins: Path) -> list[bpf.ProgramInfo]:
@@ -50,10 +50,7 @@ def map_memory(pins: Path, sizes: Sizes) -> dict[str, Any]:
                 for line in Path(f"/proc/self/fdinfo/{opened.descriptor}").read_text().splitlines()
             )
             memory[entry.name] = int(fields["memlock"])
-    slots = sum(
-        memory[name]
-        for name in ("slots_in", "slots_out", "handshakes", "flows", "free_ring", "checks")
-    )
+    slots = sum(size for name, size in memory.items() if name not in _NOT_OF_SLOTS)
     return {
         "maps_bytes": memory,
         "total_bytes": sum(memory.values()),
@@ -82,15 +79,3 @@ def machine(pins: Path, cpu: int) -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "program": [asdict(size) for size in program_sizes(pins)],
     }
-
-
-@contextmanager
-def one_cpu() -> Iterator[int]:
-    """Keep this process, and the packets that it sends, on the last CPU it may use."""
-    before = os.sched_getaffinity(0)
-    cpu = max(before)
-    os.sched_setaffinity(0, {cpu})
-    try:
-        yield cpu
-    finally:
-        os.sched_setaffinity(0, before)

@@ -12,7 +12,17 @@ from loader import bpf
 from loader.source import compiler_flags, kernel_source
 from tools.bench.frames import checksum_words, network_offset, pseudo_header
 
-__all__ = ["CLIENT_PORTS", "Generator", "Plan", "Programs", "Vary", "client", "template", "ufrag"]
+__all__ = [
+    "CLIENT_PORTS",
+    "Generator",
+    "Plan",
+    "Programs",
+    "Vary",
+    "bare_programs",
+    "client",
+    "template",
+    "ufrag",
+]
 
 _FOLDER = Path(__file__).resolve().parent
 _HEAD = 112
@@ -127,6 +137,13 @@ class Programs:
     def map(self, name: str) -> bpf.Map:
         """One of the maps, not the caller's to close."""
         return bpf.Map(self._compiled[name.encode()].get_fd())
+
+
+def bare_programs(public: int, inside: int, *, few: int = 1, lines: int = 1) -> Programs:
+    """`bare.c` between two interfaces; what touches memory touches one of *few* lines, or of all
+    *lines*."""
+    given = {"PUBLIC": public, "INSIDE": inside, "FEW": few, "LINES": lines}
+    return Programs("bare.c", *(f"-D{name}={value}" for name, value in given.items()))
 
 
 class Generator:

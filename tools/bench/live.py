@@ -24,6 +24,7 @@ from loader import bpf, datapath
 from loader.errors import ShuntError
 from loader.types import Mode
 from tools.bench import frames
+from tools.bench.alone import alone
 from tools.bench.cables import (
     INSIDE_END,
     PUBLIC_END,
@@ -34,9 +35,9 @@ from tools.bench.cables import (
     kept_ready,
     put,
 )
-from tools.bench.facts import machine, map_memory, one_cpu
+from tools.bench.facts import machine, map_memory
 from tools.bench.frames import Endpoint
-from tools.bench.generator import Generator, Plan, Programs, Vary, client, template, ufrag
+from tools.bench.generator import Generator, Plan, Vary, bare_programs, client, template, ufrag
 from tools.bench.report import Case, Report
 from tools.bench.subject import FIRST_PORT, PORTS, Subject, context, moved
 from tools.netns import run_in
@@ -118,7 +119,7 @@ def run(pins: Path, *, quick: bool, progress: Callable[[str], None]) -> Report:
     """Measure. Raises ShuntError if anything is not as the measurement supposes."""
     effort = _QUICK if quick else _FULL
     with ExitStack() as stack:
-        cpu = stack.enter_context(one_cpu())
+        cpu = stack.enter_context(alone(progress))
         small = stack.enter_context(Subject(pins.with_name(f"{pins.name}-small"), inside=1))
         large = stack.enter_context(
             Subject(pins.with_name(f"{pins.name}-large"), inside=_LARGE_INSIDE)
@@ -147,7 +148,7 @@ def run(pins: Path, *, quick: bool, progress: Callable[[str], None]) -> Report:
 class _Bench:
     def __init__(self, laid: Cables) -> None:
         self._laid = laid
-        self._bare = Programs("bare.c", f"-DPUBLIC={laid.public}", f"-DINSIDE={laid.inside}")
+        self._bare = bare_programs(laid.public, laid.inside, few=_SMALL, lines=_LARGE)
         self._arrived = self._bare.map("arrived")
         self._generator = Generator()
         self.generate = self._generator.generate
@@ -218,6 +219,11 @@ class _Bench:
             for subject, flows in tables:
                 what = f"{flows:,} {'flow' if flows == 1 else 'flows'}, {way.text}"
                 made.append(_Burst(f"{way.name}.{flows}", what, way, flows, [octets], subject))
+        for bare, flows in (("touch_few", _SMALL), ("touch_many", _LARGE)):
+            what = f"bare redirect, touching one line of {flows:,}"
+            touching = _Burst(f"touch.{flows}", what, way_in, flows, [_from_client()])
+            touching.bare = bare
+            made.append(touching)
         for subject, flows in (tables[2], tables[3]):
             what = f"{flows:,} flows, 9 of 10 packets hostile"
             burst = _Burst(f"hostile.{flows}", what, way_in, flows, _hostile(), subject)
@@ -357,7 +363,7 @@ def _check_flows(subject: Subject, count: int) -> int:
     found = subject.established()
     if not count * (1 - _NO_ROOM) <= found <= count:
         raise ShuntError(f"{found} flows were established, not {count}", "Please report this.")
-    half = subject.maps.slots["to_transceiver"]
+    half = subject.maps.slots["to_client"]
     for number in (0, 1, count // 2, count - 1):
         slot = number // PORTS * 65536 + FIRST_PORT + number % PORTS
         address = int.from_bytes(bytes(half["client"][slot])[12:], "big")

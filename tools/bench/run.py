@@ -1,28 +1,22 @@
-"""One bench from start to exit status: alone on the machine, measured, printed, held to targets."""
+"""One bench from start to exit status: measured, printed, held to its targets."""
 
-import fcntl
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from loader import datapath
 from tools.bench.report import Held, Report, hold, read_targets
 
 __all__ = ["run"]
 
 _PINS = Path("/sys/fs/bpf/shunt-bench")
-_LOCK = Path("/run/lock/shunt-bench.lock")
 
 
 def run(name: str, *, quick: bool, check: bool, as_json: bool) -> int:
     """Exit status: 1 if *check* is asked for and a target is missed. Raises ShuntError."""
     targets = read_targets(name) if check else []
-    with _alone():
-        datapath.mount_bpffs()
-        report = _bench(name)(_PINS.with_name(f"{_PINS.name}-{name}"), quick=quick, progress=_say)
+    report = _bench(name)(_PINS.with_name(f"{_PINS.name}-{name}"), quick=quick, progress=_say)
     held = hold(report, targets)
     if as_json:
         print(json.dumps(_to_json(report, held), indent=2))
@@ -40,19 +34,6 @@ def _bench(name: str) -> Callable[..., Report]:
     from tools.bench import dataplane
 
     return dataplane.run
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Wait for the end of other benches: two would measure each other."""
-    _LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with _LOCK.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say("waiting for another bench to end")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _say(text: str) -> None:

@@ -10,14 +10,12 @@ from tools.tables import grid
 
 __all__ = ["show"]
 
-_BASES = {"dataplane": "bare.swap", "live": "to_transceiver.redirect"}
-
 
 def show(console: Console, report: Report, held: Sequence[Held]) -> None:
     """The cases, what else was found, and the targets."""
-    base = _BASES[report.bench]
-    live = report.unit == "packets a second"
-    columns = ["case", "what", "median", "least", "most", f"× {base}", "lost" if live else "how"]
+    live = report.bench == "live"
+    base, last = ("redirect", "lost") if live else ("swap", "how")
+    columns = ["case", "what", "median", "least", "most", f"× {base}", last]
     rows = []
     for case in report.cases:
         last = f"{report.facts['lost'][case.name]:.2%}" if live else case.method
@@ -31,10 +29,10 @@ def show(console: Console, report: Report, held: Sequence[Held]) -> None:
 
 
 def _base(report: Report, case: Case) -> str:
-    """Of a live case towards clients, the redirect that way."""
-    if report.bench == "live" and case.name.startswith("to_client"):
-        return "to_client.redirect"
-    return _BASES[report.bench]
+    """What the case is compared with: live, the redirect its way."""
+    if report.bench == "dataplane":
+        return "bare.swap"
+    return "to_client.redirect" if case.name.startswith("to_client") else "to_transceiver.redirect"
 
 
 def _rounds(report: Report) -> str:
