@@ -164,19 +164,27 @@ static __always_inline void shunt_set_deltas(struct shunt_slot *slot,
 	slot->out->ip_delta = shunt_csum_delta(inner + ttl, outer);
 }
 
-/* Makes the slot the client's on the way to the route's transceiver. The route is claimed, so that
- * nobody else opens it; who would establish it for the client before, finds it of another
- * generation. */
-static __always_inline void
+/* Makes the slot, which was found in the state `before`, the client's on the way to the route's
+ * transceiver. The route is claimed, so that nobody else opens it; who would establish it for the
+ * client before, finds it of another generation. False: somebody has established or closed it
+ * meanwhile. */
+static __always_inline bool
 shunt_open(struct xdp_md *ctx, struct shunt_settings *settings, const struct shunt_packet *packet,
 	   const struct shunt_client *client, const struct shunt_route *route,
 	   const struct shunt_transceiver *transceiver, struct shunt_slot *slot,
-	   struct shunt_handshake *handshake, __u32 index, __u32 now)
+	   struct shunt_handshake *handshake, __u8 before, __u32 index, __u32 now)
 {
+	bool ours;
+
 	bpf_spin_lock(&handshake->lock);
-	handshake->generation++;
-	shunt_set_state(slot, SHUNT_FREE, now);
+	ours = slot->in->state == before;
+	if (ours) {
+		handshake->generation++;
+		shunt_set_state(slot, SHUNT_FREE, now);
+	}
 	bpf_spin_unlock(&handshake->lock);
+	if (!ours)
+		return false;
 
 	slot->book->route = route->id;
 	slot->book->next_route = 0;
@@ -205,6 +213,7 @@ shunt_open(struct xdp_md *ctx, struct shunt_settings *settings, const struct shu
 	handshake->hop.ifindex = 0;
 
 	shunt_set_state(slot, SHUNT_PENDING, now);
+	return true;
 }
 
 /* One CPU at a time chooses among a route's slots. The loser drops its packet: a Binding Request,
@@ -266,6 +275,7 @@ shunt_route_slot(struct xdp_md *ctx, struct shunt_settings *settings,
 		 __u32 now, __u32 *index)
 {
 	struct shunt_handshake *handshake;
+	__u8 before = SHUNT_FREE;
 	struct shunt_slot slot;
 	__u32 place;
 
@@ -300,6 +310,7 @@ shunt_route_slot(struct xdp_md *ctx, struct shunt_settings *settings,
 		return SHUNT_DROP_table_full;
 	if (!restarting && work->merit >= SHUNT_MERIT_PENDING && work->merit < SHUNT_MERIT_ASKED) {
 		*index = route->slots[place]; /* taken over */
+		before = SHUNT_PENDING;
 	} else {
 		if (!restarting && !shunt_take_free(index))
 			return SHUNT_DROP_table_full;
@@ -315,9 +326,9 @@ shunt_route_slot(struct xdp_md *ctx, struct shunt_settings *settings,
 	if (restarting) {
 		slot.book->next_route = route->id;
 		handshake->next_request = 0; /* an answer to an earlier request decides nothing */
-	} else {
-		shunt_open(ctx, settings, packet, client, route, transceiver, &slot, handshake,
-			   *index, now);
+	} else if (!shunt_open(ctx, settings, packet, client, route, transceiver, &slot, handshake,
+			       before, *index, now)) {
+		return SHUNT_DROP_route_busy;
 	}
 	route->slots[place] = *index;
 	return SHUNT_OK;

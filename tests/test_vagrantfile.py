@@ -73,7 +73,7 @@ def test_vagrant_finds_the_file_valid(tmp_path: Path) -> None:
 
 def test_the_machines_have_the_addresses_of_the_namespace_lab(machines: dict[str, Any]) -> None:
     laid = {
-        (cable.namespace.removeprefix("shunt-"), cable.bridge, cable.address)
+        (cable.namespace.removeprefix("shunt-"), cable.bridge, cable.addresses[0])
         for cable in cables(transceivers=2, host=False)
         if cable.namespace
     }

@@ -1,4 +1,4 @@
-"""What holds for any packet: random ones, mutilated ones, and long random histories.
+"""What holds for any packet, random or mutilated; tests/model has the long random histories.
 
 That exactly one counter moves, and that what is not sent on is unchanged, `Relay.receive` checks.
 """
@@ -10,15 +10,10 @@ from scapy.packet import Packet
 from loader.types import State
 from tests.packets import messages
 from tests.packets.relay import (
-    CLIENT,
-    OTHER_VIP,
     PORTS,
-    STRANGER,
+    SECOND_PORTS,
     UFRAG,
-    VIP,
-    X1,
     X2,
-    Endpoint,
     Outcome,
     Relay,
     client_frame,
@@ -28,7 +23,6 @@ from tests.packets.relay import (
 )
 
 OF_X2 = "ufragOfX2"
-NEXT = "ufragOfX1Restarted"
 
 
 def headers(dice: random.Random) -> dict[str, object]:
@@ -61,7 +55,7 @@ def test_whatever_is_forwarded_has_its_payload_and_right_checksums(
     for _ in range(2000):
         payload = bytes([dice.randrange(128, 192)]) + dice.randbytes(dice.randrange(1472))
         comes_from_client = dice.random() < 0.5
-        frame = (
+        frame: Packet | bytes = (
             client_frame(payload, ip=headers(dice))
             if comes_from_client
             else transceiver_frame(payload, to=port, ip=headers(dice))
@@ -153,97 +147,4 @@ def test_random_attributes_open_no_slot_but_the_routes(relay: Relay, dice: rando
         ]
         outcome = relay.from_client(messages.stun(messages.REQUEST, *attributes))
         assert outcome.reason in ("stun_malformed", "stun_username", "no_route")
-    assert relay.in_state(State.FREE) == list(PORTS)
-
-
-class History:
-    """Clients and transceivers that do anything at all in any order, and what must stay true."""
-
-    def __init__(self, relay: Relay, dice: random.Random) -> None:
-        self.relay, self.dice = relay, dice
-        self.clients = [CLIENT, STRANGER] + [
-            Endpoint(f"203.0.113.{number}", number, CLIENT.mac) for number in range(1, 12)
-        ]
-        self.ufrags = [UFRAG, OF_X2, NEXT, "nobodys"]
-        self.asked = [messages.transaction()]
-        self.checked = [messages.transaction()]
-        relay.add_route(OF_X2, to=X2)
-        relay.add_route(NEXT)
-
-    def step(self) -> None:
-        dice = self.dice
-        who = dice.choice(self.clients)
-        vip = dice.choice([VIP, VIP, VIP, OTHER_VIP])
-        port = dice.choice(PORTS)
-        match dice.randrange(10):
-            case 0 | 1 | 2:
-                self.asked.append(messages.transaction())
-                ask = messages.request(dice.choice(self.ufrags), transaction_id=self.asked[-1])
-                self._receive(self.relay.from_client(ask, client=who, vip=vip))
-            case 3:
-                answer = dice.choice([messages.success, messages.error])
-                answered = answer(dice.choice(self.checked[-8:]))
-                self._receive(self.relay.from_client(answered, client=who, vip=vip))
-            case 4:
-                self._receive(self.relay.from_client(messages.rtp(), client=who, vip=vip))
-            case 5:
-                self.checked.append(messages.transaction())
-                self._from_transceiver(messages.check(self.checked[-1]), port)
-            case 6 | 7:
-                answer = dice.choice([messages.success, messages.success, messages.error])
-                self._from_transceiver(answer(dice.choice(self.asked[-8:])), port)
-            case 8:
-                self._from_transceiver(messages.rtp(), port)
-            case _:
-                self._let_time_pass(port)
-
-    def _from_transceiver(self, payload: Packet, port: int) -> None:
-        transceiver = self.dice.choice([X1, X1, X2])
-        self._receive(self.relay.from_transceiver(payload, to=port, transceiver=transceiver))
-
-    def _let_time_pass(self, port: int) -> None:
-        state = self.relay.state(port)
-        if state is State.CLOSING:
-            for key, found in list(self.relay.maps.flows4()):
-                if found == port:
-                    self.relay.maps.forget_client(key, port=port)
-            self.relay.maps.forget_checks(port)
-            self.relay.free_slot(port)
-        elif state is not State.FREE:
-            self.relay.let_idle(port, self.dice.choice([1.0, 6.0]))
-
-    def _receive(self, outcome: Outcome) -> None:
-        assert not outcome.forwarded or is_honest(outcome)
-
-    def check(self) -> None:
-        relay = self.relay
-        flows = {}
-        for key, port in relay.maps.flows4():
-            if relay.state(port) is State.ESTABLISHED:
-                flows[port] = (key.address, key.port, key.vip)
-        established = relay.in_state(State.ESTABLISHED)
-        assert sorted(flows) == established, "a flow without its client's entry, or the reverse"
-        for port, (address, client_port, vip) in flows.items():
-            back = relay.slot(port)["to_client"]
-            assert bytes(back["client"])[12:] == address.to_bytes(4, "big")
-            assert (int(back["client_port"]), int(back["vip"])) == (client_port, vip)
-        for route in map(relay.route, self.ufrags[:3]):
-            mine = [
-                port
-                for port in relay.in_state(State.PENDING)
-                if relay.slot(port)["to_transceiver"]["route"] == route.id
-            ]
-            assert set(mine) <= set(route.slots), "a pending slot that its route has lost"
-            assert route.busy == 0
-        for port in PORTS:
-            slot = relay.slot(port)
-            if relay.state(port) is State.PENDING or not slot["to_client"]["proven"]:
-                assert slot["to_client"]["bytes"] <= 3 * slot["to_transceiver"]["bytes"]
-
-
-def test_any_history_leaves_the_tables_in_agreement(relay: Relay, dice: random.Random) -> None:
-    history = History(relay, dice)
-    for _ in range(500):
-        for _ in range(5):
-            history.step()
-        history.check()
+    assert relay.in_state(State.FREE) == [*PORTS, *SECOND_PORTS]

@@ -7,6 +7,7 @@ from loader import types
 from loader.types import State
 from tests.packets import messages
 from tests.packets.buckets import SLOT_MASK, choices, first_bucket, flow_hash
+from tests.packets.errors import ROUTERS, Error, icmp_frame
 from tests.packets.frames import (
     COMBINATIONS,
     INSIDE_MAC,
@@ -379,6 +380,38 @@ def test_a_flow_in_its_last_bucket_is_found(relay: Relay) -> None:
     slot = relay.proven()
     assert slot_of(relay.from_client(messages.rtp())) == slot
     assert slot_of(relay.from_client(messages.rtp(), client=STRANGER)) == live
+
+
+def collide(relay: Relay, who: Endpoint, slot: int) -> None:
+    """Let the hash of the slot's client be that of *who*, as it is once in many lifetimes."""
+    hashed = hash_of(relay, who)
+    relay.slot(slot)["to_transceiver"]["check"] = hashed >> 32
+    place = relay.bucket_of(who)
+    bucket = types.Bucket()
+    bucket.entries[0] = hashed >> 32 & ~SLOT_MASK | slot
+    relay.write_bucket(place, bucket)
+
+
+def test_a_client_whose_hash_is_anothers_has_a_slot_of_its_own(relay: Relay) -> None:
+    slot = relay.proven(STRANGER)
+    collide(relay, CLIENT, slot)
+    assert relay.pending() != slot
+
+
+def test_a_client_whose_hash_is_anothers_changes_nothing_of_its_slot(relay: Relay) -> None:
+    slot = relay.proven(STRANGER)
+    relay.from_transceiver(messages.check(77), to=slot)
+    collide(relay, CLIENT, slot)
+    before = relay.snapshot(slot)
+    assert relay.from_client(messages.success(77)).reason == "unexpected_response"
+    assert relay.snapshot(slot) == before
+
+
+def test_an_error_about_a_client_whose_hash_is_anothers_is_not_for_its_slot(relay: Relay) -> None:
+    collide(relay, CLIENT, relay.proven(STRANGER))
+    quote = bytes(frame_between(VIP, CLIENT, messages.rtp()))[14:]
+    frame = icmp_frame(Error(3, 3), quote, source=ROUTERS[4], destination=VIP)
+    assert relay.receive(frame).reason == "icmp"
 
 
 def test_another_seed_is_another_bucket(relay: Relay) -> None:
