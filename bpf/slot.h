@@ -237,19 +237,23 @@ static __always_inline void shunt_release(struct shunt_route *route)
 /* How ready a place among a route's slots is for a new client; 0: not at all. */
 #define SHUNT_MERIT_IDLE 1
 #define SHUNT_MERIT_PENDING 0x40000000 /* and more the older it is */
+#define SHUNT_MERIT_OLDEST 0x3ffffffe  /* and no more, in ticks */
 #define SHUNT_MERIT_ASKED 0x7fffffff   /* another route's flow, that has only asked for this one */
 #define SHUNT_MERIT_UNUSED 0x80000000
 
 static __always_inline __u32 shunt_merit(const struct shunt_slot *slot,
 					 const struct shunt_route *route, __u32 now)
 {
+	__u32 age;
+
 	if (slot->book->route != route->id)
 		return slot->book->next_route == route->id && shunt_is_live(slot->in)
 			       ? SHUNT_MERIT_ASKED
 			       : SHUNT_MERIT_UNUSED;
 	switch (slot->in->state) {
 	case SHUNT_PENDING:
-		return SHUNT_MERIT_PENDING + (shunt_age(slot->book->since, now) & 0x3ffffffe);
+		age = shunt_age(slot->book->since, now);
+		return SHUNT_MERIT_PENDING + (age < SHUNT_MERIT_OLDEST ? age : SHUNT_MERIT_OLDEST);
 	case SHUNT_ESTABLISHED:
 		return shunt_is_idle(slot->in, now) ? SHUNT_MERIT_IDLE : 0;
 	default:

@@ -88,7 +88,8 @@ class Route:
 
 @dataclass(slots=True)
 class Slot:
-    """A flow's place. *asked*: the transaction of the request whose answer changes the route."""
+    """A flow's place. *asked*: the last requests for the next route, any of whose answers
+    changes the route."""
 
     state: int = FREE
     client: Key = (bytes(16), 0, 0)
@@ -107,7 +108,7 @@ class Slot:
     checks: list[bytes] = field(default_factory=list)
     hop_request: bytes = b""
     next_hop: Hop | None = None
-    asked: bytes = b""
+    asked: list[bytes] = field(default_factory=list)
 
     @property
     def is_live(self) -> bool:
@@ -386,7 +387,10 @@ class Walk:
         if transaction not in slot.requests:
             slot.requests = [*slot.requests, transaction][-4:]
         if asks_for:
-            slot.next_route, slot.asked = asks_for, transaction
+            if slot.next_route != asks_for:
+                slot.next_route, slot.asked = asks_for, []
+            if transaction not in slot.asked:
+                slot.asked = [*slot.asked, transaction][-4:]
         if hop.way != slot.hop.way and not asks_for and not _is_multicast(packet):
             slot.hop_request, slot.next_hop = transaction, hop
         return self._to_transceiver(packet, index)
@@ -457,8 +461,8 @@ class Walk:
         pending = {place: slot for place, slot in members.items() if slot.state == PENDING}
         if pending:
             place = min(pending, key=lambda place: self._age(pending[place].since))
-            age = self._age(pending[place].since)
-            oldest = [slot for slot in pending.values() if self._age(slot.since) == age]
+            since = pending[place].since
+            oldest = [slot for slot in pending.values() if slot.since - since <= 1]
             self.was_tied = len(oldest) > 1
             return place, route.places[place]
         for place, slot in members.items():
@@ -467,8 +471,8 @@ class Walk:
         raise _Dropped("route_full")
 
     def _age(self, then: int) -> int:
-        """For `min`: what is longest ago comes first; by about a second, as the program has it."""
-        return -((self.now - then) >> 3)
+        """For `min`: what is longest ago comes first."""
+        return then - self.now
 
     def _is_idle(self, slot: Slot) -> bool:
         return self.now - slot.seen >= IDLE_TICKS
@@ -552,8 +556,9 @@ class Walk:
         self._check_amplification(slot, length)
         hop, takes_hop = slot.hop, False
         type, transaction = int.from_bytes(payload[:2], "big"), payload[8:20]
-        is_answer = is_stun and type == _SUCCESS and transaction in slot.requests
-        if is_answer and slot.hop_request == transaction and slot.next_hop:
+        is_success = is_stun and type == _SUCCESS
+        is_answer = is_success and transaction in (*slot.requests, *slot.asked)
+        if is_success and slot.hop_request == transaction and slot.next_hop:
             hop, takes_hop = slot.next_hop, True
         self._check_mtu(packet, slot, length, hop)
         if takes_hop:
@@ -573,9 +578,9 @@ class Walk:
     def _answered(self, slot: Slot, transaction: bytes) -> None:
         if slot.state == PENDING:
             self._establish(slot, is_proof=False)
-        if slot.asked == transaction and slot.next_route:
+        elif transaction in slot.asked and slot.next_route:
             slot.route, slot.next_route = slot.next_route, slot.route
-            slot.asked = b""
+            slot.asked = []
 
     def _length_out(self, packet: _Packet, slot: Slot) -> int:
         """Of the IP packet as the client gets it."""
