@@ -173,11 +173,6 @@ class Bench:
         self.maps.slots["to_client"]["state"][index] = state
         self.maps.slots["to_transceiver"]["state"][index] = state
 
-    def write_routes_of(self, index: int, route: int, next_route: int) -> None:
-        """What the agent does to a flow that goes on with its other route."""
-        book = self.maps.slots["book"]
-        book["route"][index], book["next_route"][index] = route, next_route
-
     def write_age(self, index: int, seen: int, since: int) -> None:
         self.maps.slots["to_transceiver"]["seen"][index] = seen
         self.maps.slots["book"]["since"][index] = since
@@ -185,9 +180,6 @@ class Bench:
     def seen(self, index: int) -> int:
         """The tick of the client's last packet."""
         return int(self.maps.slots["to_transceiver"]["seen"][index])
-
-    def write_mtu(self, index: int, mtu: int) -> None:
-        self.maps.slots["to_client"]["hop"]["mtu"][index] = mtu
 
     def free(self, index: int) -> None:
         self.write_state(index, 0)

@@ -26,7 +26,7 @@ from tests.model.walk import (
     Walk,
 )
 
-__all__ = ["STEPS", "Difference", "Tied", "World", "step_names"]
+__all__ = ["STEPS", "Difference", "Tied", "World"]
 
 _TICK_BITS = 27
 _PORTS = range(20000, 20012)
@@ -821,8 +821,3 @@ STEPS: list[tuple[Callable[[World], object], int]] = [
     (World.age, 3),
 ]
 _DECK = [step for step, weight in STEPS for _ in range(weight)]
-
-
-def step_names() -> list[str]:
-    """Of all kinds of steps."""
-    return [step.__name__ for step, _ in STEPS]
