@@ -56,7 +56,7 @@ def up(*, transceivers: int = 2, host: bool = False, ipv6_transceivers: bool = F
         _take_down()
         lab = Lab(
             transceivers=wanted,
-            api_key=wanted_key or secrets.token_urlsafe(24),
+            api_key=wanted_key or secrets.token_hex(24),
             host=host,
         )
         try:

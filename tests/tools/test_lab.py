@@ -70,6 +70,7 @@ def test_lab_up_prints_the_designs_object(lab: Lab) -> None:
         "api_key": lab.api_key,
         "agent_socket": "/run/shunt/agent.sock",
     }
+    assert not lab.api_key.startswith("-"), "or `--key KEY` takes it for an option"
 
 
 def test_up_twice_is_the_same_lab(lab: Lab) -> None:
