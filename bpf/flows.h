@@ -4,7 +4,7 @@
  *
  * A table of buckets of our own, and not a BPF hash: a lookup is one cache line of the bucket and
  * one of the slot, of either address family, without a call. An entry is a few bits of the hash above
- * the slot's index, and only a hint: the slot says whose it is. So entries need never be taken out,
+ * the slot's index, and only a hint: the slot has more of the hash. So entries need never be taken out,
  * and one that leads to a slot with a new life leads nowhere.
  */
 #pragma once

@@ -74,10 +74,15 @@ static __always_inline bool shunt_parse_error(const struct shunt_packet *packet,
 	}
 }
 
+/* What of a message changes: its own header, and the quoted IP and UDP headers. */
+#define SHUNT_MESSAGE4                                                                             \
+	(sizeof(struct shunt_icmp_header) + sizeof(struct iphdr) + sizeof(struct udphdr))
+#define SHUNT_MESSAGE6                                                                             \
+	(sizeof(struct shunt_icmp_header) + sizeof(struct ipv6hdr) + sizeof(struct udphdr))
+
 static __always_inline __u32 shunt_message_size(bool ipv6)
 {
-	return sizeof(struct shunt_icmp_header) + sizeof(struct udphdr) +
-	       (ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
+	return ipv6 ? SHUNT_MESSAGE6 : SHUNT_MESSAGE4;
 }
 
 static __always_inline bool shunt_is_too_big(const struct shunt_icmp_header *icmp, bool ipv6)
@@ -250,9 +255,9 @@ static __always_inline __u64 shunt_sum_message(void *message, bool ipv6)
 	__u64 sum;
 
 	if (ipv6)
-		sum = (__u32)bpf_csum_diff(NULL, 0, message, 56, 0);
+		sum = (__u32)bpf_csum_diff(NULL, 0, message, SHUNT_MESSAGE6, 0);
 	else
-		sum = (__u32)bpf_csum_diff(NULL, 0, message, 36, 0);
+		sum = (__u32)bpf_csum_diff(NULL, 0, message, SHUNT_MESSAGE4, 0);
 	return sum;
 }
 
@@ -331,7 +336,7 @@ static __always_inline int shunt_forward_error(struct xdp_md *ctx, struct shunt_
 	if (!ip)
 		return shunt_drop(SHUNT_DROP_headroom);
 	to = way->ipv6 ? ip + sizeof(struct ipv6hdr) : ip + sizeof(struct iphdr);
-	if ((void *)to + (way->ipv6 ? 56 : 36) > (void *)(long)ctx->data_end)
+	if ((void *)to + shunt_message_size(way->ipv6) > (void *)(long)ctx->data_end)
 		return shunt_drop(SHUNT_DROP_headroom);
 	if (direction == SHUNT_TO_CLIENT)
 		shunt_account_out(slot->out, length);
@@ -345,9 +350,9 @@ static __always_inline int shunt_forward_error(struct xdp_md *ctx, struct shunt_
 	else
 		shunt_fill_ipv4(ip, tos, length, ttl - 1, IPPROTO_ICMP, way);
 	if (way->ipv6)
-		__builtin_memcpy(to, work->message, 56);
+		__builtin_memcpy(to, work->message, SHUNT_MESSAGE6);
 	else
-		__builtin_memcpy(to, work->message, 36);
+		__builtin_memcpy(to, work->message, SHUNT_MESSAGE4);
 	return shunt_send(ctx, settings, way->hop->ifindex);
 }
 

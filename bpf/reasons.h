@@ -50,3 +50,5 @@ enum shunt_reason {
 #undef SHUNT_REASON_ENUM
 		SHUNT_REASON_END
 };
+
+_Static_assert(SHUNT_REASON_END <= SHUNT_REASON_ROOM, "the map `drops` has no room");

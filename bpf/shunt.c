@@ -209,59 +209,64 @@ int shunt_transceiver_stun(struct xdp_md *ctx)
 			     SHUNT_TO_CLIENT);
 }
 
-/* The slot and the way that an earlier part has chosen; false: they are no longer there. */
-static __always_inline bool resume(struct shunt_settings *settings, struct shunt_scratch *work,
-				   struct shunt_slot *slot, struct shunt_way *way)
+/* The packet again, with the slot and the way that an earlier part has chosen. NULL: they are no longer
+ * there, or of another client. */
+static __always_inline struct shunt_settings *resume(struct xdp_md *ctx,
+						     struct shunt_packet *packet,
+						     struct shunt_slot *slot, struct shunt_way *way,
+						     __u32 *direction)
 {
 	struct shunt_handshake *handshake;
-	__u32 index = work->slot;
+	struct shunt_settings *current;
+	struct shunt_scratch *work;
+	__u32 index = 0;
 
+	current = parse_again(ctx, packet, SHUNT_UDP);
+	work = scratch.lookup(&index);
+	if (!current || !work || shunt_check_headers(packet))
+		return NULL;
+	index = work->slot;
 	handshake = handshakes.lookup(&index);
 	if (!shunt_get_slot(&index, slot) || !handshake)
-		return false;
-	if (work->direction == SHUNT_TO_CLIENT) {
-		shunt_way_out(settings, slot->out, way);
+		return NULL;
+	*direction = work->direction;
+	if (*direction == SHUNT_TO_CLIENT) {
+		shunt_way_out(current, slot->out, way);
 		work->hop = slot->out->hop;
 		way->hop = &work->hop;
-	} else if (shunt_way_in(settings, slot->in, index, way)) {
-		return false;
+	} else if (shunt_way_in(current, slot->in, index, way)) {
+		return NULL;
 	}
-	return !work->generation || work->generation == *(volatile __u32 *)&handshake->generation;
+	if (work->generation && work->generation != *(volatile __u32 *)&handshake->generation)
+		return NULL;
+	return current;
 }
 
 int shunt_reshape(struct xdp_md *ctx)
 {
 	struct shunt_packet packet = {};
 	struct shunt_settings *current;
-	struct shunt_scratch *work;
 	struct shunt_slot slot;
 	struct shunt_way way;
-	__u32 zero = 0;
+	__u32 direction;
 
-	current = parse_again(ctx, &packet, SHUNT_UDP);
-	work = scratch.lookup(&zero);
-	if (!current || !work || shunt_check_headers(&packet))
-		return shunt_pass(ctx);
-	if (!resume(current, work, &slot, &way))
+	current = resume(ctx, &packet, &slot, &way, &direction);
+	if (!current)
 		return shunt_drop(SHUNT_DROP_route_busy);
-	return shunt_reshape_packet(ctx, current, &packet, &way, &slot, work->direction);
+	return shunt_reshape_packet(ctx, current, &packet, &way, &slot, direction);
 }
 
 int shunt_too_big(struct xdp_md *ctx)
 {
 	struct shunt_packet packet = {};
 	struct shunt_settings *current;
-	struct shunt_scratch *work;
 	struct shunt_slot slot;
 	struct shunt_way way;
-	__u32 zero = 0;
+	__u32 direction;
 
-	current = parse_again(ctx, &packet, SHUNT_UDP);
-	work = scratch.lookup(&zero);
-	if (!current || !work || shunt_check_headers(&packet))
-		return shunt_pass(ctx);
-	if (!resume(current, work, &slot, &way))
-		return shunt_drop(SHUNT_DROP_mtu);
+	current = resume(ctx, &packet, &slot, &way, &direction);
+	if (!current)
+		return shunt_drop(SHUNT_DROP_route_busy);
 	return shunt_tell_too_big(ctx, current, &packet, &way, &slot);
 }
 
