@@ -1,27 +1,26 @@
-"""The agent: what a relay host's owner of the maps does when asked, when time passes, and when the
-network changes.
+"""The agent: what a relay host's owner of the maps does when asked.
 
-Decisions are `table`'s (who may route) and `flows`' (which slots end); here they meet the maps,
-the clock and netlink. What it leaves in the maps outlives it: a new agent adopts it. `api` is how
-it is asked, `daemon` the process around it.
+Decisions are `table`'s (who may route) and `flows`' (which slots end); what time asks for is
+`housekeeping`'s, what the network asks for `follow`'s. What it leaves in the maps outlives it: a
+new agent adopts it. `api` is how it is asked, `daemon` the process around it.
 """
 
-import asyncio
 import ctypes
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 from loader import datapath, types
 from loader.addresses import host_address
 from loader.config import AgentConfig, outdated
 from loader.errors import ShuntError
+from loader.events import EventLog
 from loader.flows import FlowTable
-from loader.maps import Interface, Maps
-from loader.network import Network, News
-from loader.nexthop import NextHop, Way
+from loader.follow import Follower
+from loader.housekeeping import Housekeeping
+from loader.maps import Maps
+from loader.network import Network
 from loader.picture import (
     FLOWS_SHOWN,
     Routed,
@@ -34,10 +33,6 @@ from loader.table import Lease, Refused, Registered, Route, RouteTable
 __all__ = ["Agent"]
 
 log = logging.getLogger(__name__)
-
-_SWEEP_SECONDS = 1.0
-_RETRY_SECONDS = 1.0  # for transceivers whose MAC address the kernel does not know yet
-_LOOK_SECONDS = 15.0  # for what no event tells of: routes, and programs attached by other means
 
 
 class Agent:
@@ -52,34 +47,35 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
+        self.events = EventLog(clock=time.time)
         self._maps = maps
-        self._network = network
         self._clock = clock
-        self._interfaces: list[Interface] = []
         self._table = RouteTable(indexes=types.TRANSCEIVERS)
-        self._ways: dict[str, Way] = {}  # by transceiver's id
+        self._network = network
+        self.following = Follower(
+            maps, network, self.events, leases=self._table.leases, clock=clock
+        )
 
     # Start.
 
     def configure(self, attachments: list[datapath.Attachment]) -> None:
         """Write settings and interfaces into the maps. The program may be attached already."""
-        self._interfaces = [
-            Interface(
-                name=attachment.interface,
-                ifindex=attachment.ifindex,
-                inside=attachment.interface in self.config.inside,
-                mode=attachment.mode,
-                vlan=attachment.vlan,
-                mtu=attachment.mtu,
-            )
-            for attachment in attachments
-        ]
-        settings = self.config.settings((i.ifindex, i.vlan) for i in self._interfaces if i.inside)
+        self.following.begin(attachments, inside=self.config.inside)
+        settings = self.config.settings(
+            (i.ifindex, i.vlan) for i in self.following.interfaces if i.inside
+        )
         settings.no_tx = any(attachment.veth for attachment in attachments)
         before = self._maps.settings()
         self._maps.configure(settings)
-        self._maps.set_interfaces(self._interfaces)
         self._flows = FlowTable(self._maps)
+        self.housekeeping = Housekeeping(
+            self._maps,
+            self._table,
+            self._flows,
+            self.events,
+            on_end=self.following.forget,
+            clock=self._clock,
+        )
         vips, entries = outdated(before, settings)
         closed = self._flows.close_addresses(vips=vips, entries=entries, now=self._clock())
         if closed:
@@ -137,19 +133,19 @@ class Agent:
         except TypeError as error:
             raise Refused(400, str(error)) from None
         for ended in registered.ended:
-            self._end(ended, "superseded")
+            self.housekeeping.end(ended, "superseded")
         lease = registered.lease
         if registered.new:
             log.info("transceiver %s at %s:%d", lease.id, lease.address, lease.port)
             self._write(lease)
-        await self._resolve(lease)
+        await self.following.resolve(lease)
         return registered, bool(self._maps.transceiver(lease.index).resolved)
 
     def deregister(self, id: str, instance: str) -> None:
         """End a lease."""
         lease = self._table.deregister(id, instance=instance)
         if lease:
-            self._end(lease, "deregistered")
+            self.housekeeping.end(lease, "deregistered")
 
     def add_route(
         self, ufrag: str, *, transceiver: str, instance: str, checks: bool = True
@@ -171,7 +167,7 @@ class Agent:
     def remove_route(self, ufrag: str, *, instance: str) -> None:
         """Remove a route and close its flows."""
         if self._table.remove_route(ufrag, instance=instance) is not None:
-            self._forget_routes([ufrag])
+            self.housekeeping.forget_routes([ufrag])
 
     def transceivers(self) -> dict[str, Any]:
         """`GET /v1/transceivers`."""
@@ -218,116 +214,11 @@ class Agent:
 
     def counters(self) -> dict[str, Any]:
         """`GET /v1/counters`."""
-        return picture_of_counters(self._maps.counters(), self._interfaces)
+        return picture_of_counters(self._maps.counters(), self.following.interfaces)
 
     def not_ready(self) -> str | None:
         """Why the relay cannot do its work, or None if it can."""
-        for interface in self._interfaces:
-            if interface.mode is types.Mode.DETACHED:
-                return f"{interface.name} no longer carries the XDP program"
-        return None
-
-    # What time asks for.
-
-    async def keep(self) -> None:
-        """Forever: end leases, close and free slots."""
-        while True:
-            self.sweep()
-            await asyncio.sleep(_SWEEP_SECONDS)
-
-    def sweep(self) -> None:
-        """One round of everything that ends by time."""
-        now = self._clock()
-        for lease in self._table.expire(now=now):
-            self._end(lease, "lease ended")
-        self._flows.sweep(self._table.route_ids(), now=now)
-        if resting := self._table.resting_indexes():
-            in_use = self._flows.transceivers()
-            for index in resting:
-                if index not in in_use:
-                    self._table.release_index(index)
-
-    def _end(self, lease: Lease, why: str) -> None:
-        log.info("transceiver %s: %s; %d routes go", lease.id, why, len(lease.routes))
-        self._forget_routes(lease.routes)
-        self._maps.set_transceiver(lease.index, types.Transceiver())
-        self._ways.pop(lease.id, None)
-
-    def _forget_routes(self, ufrags: Iterable[str]) -> None:
-        """Take routes that the table holds no more out of the map, and close their flows."""
-        gone = [route for route in map(self._maps.remove_route, ufrags) if route is not None]
-        self._flows.close_routes(
-            [route.id for route in gone],
-            known=self._table.route_ids(),
-            among=[slot for route in gone for slot in route.slots],
-            now=self._clock(),
-        )
-
-    # What the network asks for.
-
-    async def watch(self) -> None:
-        """Forever: hear what changes, for `follow`."""
-        await self._network.watch()
-
-    async def follow(self) -> None:
-        """Forever: keep the maps' next hops and interfaces as the kernel's are."""
-        look_at = self._clock()
-        news = News()
-        while True:
-            if news.missed or self._clock() >= look_at:
-                look_at = self._clock() + _LOOK_SECONDS
-                await self._network.look()
-                self._ways.clear()
-            self._follow_interfaces()
-            for lease in self._table.leases():
-                found = self._ways.get(lease.id)
-                if (
-                    news.links
-                    or found is None
-                    or not found.hop
-                    or found.neighbour in news.neighbours
-                ):
-                    await self._resolve(lease)
-            news = await self._network.news(within=_RETRY_SECONDS)
-
-    def _follow_interfaces(self) -> None:
-        found = [self._as_it_is(interface) for interface in self._interfaces]
-        if found != self._interfaces:
-            log.warning(
-                "interfaces are now: %s",
-                ", ".join(f"{i.name} {i.mode.name.lower()}, MTU {i.mtu}" for i in found),
-            )
-            self._interfaces = found
-            self._maps.set_interfaces(found)
-
-    def _as_it_is(self, interface: Interface) -> Interface:
-        links = self._network.links
-        link, carrier = links.named(interface.name), (interface.ifindex, interface.vlan)
-        if link is None or links.carrier(link.ifindex) != carrier:
-            return replace(interface, mode=types.Mode.DETACHED)
-        below = links.get(interface.ifindex)
-        assert below is not None
-        return replace(interface, mode=below.mode, mtu=link.mtu)
-
-    async def _resolve(self, lease: Lease) -> None:
-        found = await self._network.way(lease.address)
-        entry = self._maps.transceiver(lease.index)
-        # The entry may have come to another transceiver, or to none, while the kernel was asked.
-        if bytes(entry.address) != bytes(types.packed_address(lease.address)):
-            return
-        if found is None:
-            self._ways.pop(lease.id, None)
-            return
-        self._ways[lease.id] = found
-        # The last next hop stands while the kernel knows none: better than none at all.
-        if found.hop is None:
-            return
-        hop = _packed(found.hop)
-        if entry.resolved and bytes(entry.hop) == bytes(hop):
-            return
-        entry.hop, entry.resolved = hop, 1
-        self._maps.set_transceiver(lease.index, entry)
-        log.info("transceiver %s is at %s", lease.id, found.hop.mac.hex(":"))
+        return self.following.not_ready()
 
     def _write(self, lease: Lease) -> None:
         entry = types.Transceiver(
@@ -344,13 +235,6 @@ class Agent:
         if why := self.config.why_not_transceiver(address):
             raise Refused(400, f"the address {address} {why}")
         return str(address)
-
-
-def _packed(hop: NextHop) -> types.NextHop:
-    packed = types.NextHop(ifindex=hop.ifindex, vlan=hop.vlan, mtu=hop.mtu)
-    ctypes.memmove(packed.mac, hop.mac, len(hop.mac))
-    ctypes.memmove(packed.source_mac, hop.source_mac, len(hop.source_mac))
-    return packed
 
 
 def _typed(body: dict[str, Any], name: str, kind: type[Any]) -> Any:

@@ -94,7 +94,12 @@ async def _serve_agent(agent: Agent) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             work = [
-                tasks.create_task(each) for each in (agent.keep(), agent.follow(), agent.watch())
+                tasks.create_task(each)
+                for each in (
+                    agent.housekeeping.keep(),
+                    agent.following.follow(),
+                    agent.following.watch(),
+                )
             ]
             await stop.wait()
             for task in work:

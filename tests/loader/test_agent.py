@@ -243,11 +243,11 @@ def test_leases_end_by_the_clock_with_routes_flows_and_entry(start: Start) -> No
         put(maps, 20001, route=route_id(maps, "abcd"), seen=clock.now, transceiver=index)
 
         clock.now += LEASE_SECONDS - 0.1
-        agent.sweep()
+        agent.housekeeping.sweep()
         assert ufrags(maps) == {"abcd"}
 
         clock.now += 0.2
-        agent.sweep()
+        agent.housekeeping.sweep()
         assert ufrags(maps) == set()
         assert state(maps, 20001) is State.CLOSING
         assert maps.transceiver(index).port == 0
@@ -266,7 +266,7 @@ def test_renewing_keeps_all_of_it(start: Start) -> None:
         for _ in range(5):
             clock.now += 5.0
             assert await register(agent) == index
-            agent.sweep()
+            agent.housekeeping.sweep()
         assert ufrags(maps) == {"abcd"}
         assert state(maps, 20001) is State.ESTABLISHED
 
@@ -282,11 +282,11 @@ def test_the_index_of_a_gone_transceiver_waits_for_its_last_port(start: Start) -
         put(maps, 20001, route=route_id(maps, "abcd"), seen=clock.now, transceiver=index)
         agent.deregister("x1", INSTANCE)
 
-        agent.sweep()
+        agent.housekeeping.sweep()
         assert await register(agent, "x2", port=40002) != index
 
         clock.now += 10.5  # the port's rest
-        agent.sweep()
+        agent.housekeeping.sweep()
         assert await register(agent, "x3", port=40003) == index
 
     start(story)
@@ -332,7 +332,7 @@ def test_an_answer_for_a_gone_transceiver_is_not_written_to_the_next(start: Star
         renewal = asyncio.create_task(agent.register("x1", dict(BODY)))
         await asyncio.sleep(0)
         agent.deregister("x1", INSTANCE)
-        agent.sweep()
+        agent.housekeeping.sweep()
         next_one = asyncio.create_task(
             agent.register("x2", {**BODY, "instance": OTHER_INSTANCE, "address": "198.18.1.99"})
         )
@@ -369,11 +369,11 @@ def test_a_new_agent_adopts_what_the_last_one_left(
         assert (flow["ufrag"], flow["transceiver"], flow["state"]) == ("ab/+", "x1", "established")
         assert await register(agent, address=address) == indexes[0]
         clock.now += 14
-        agent.sweep()
+        agent.housekeeping.sweep()
         assert ufrags(maps) == {"ab/+"}
         assert state(maps, 20001) is State.ESTABLISHED
         agent.remove_route("ab/+", instance=INSTANCE)
-        agent.sweep()
+        agent.housekeeping.sweep()
         assert state(maps, 20001) is State.CLOSING
 
     start(before)
@@ -387,7 +387,7 @@ def test_an_adopted_transceiver_that_never_renews_goes(start: Start) -> None:
 
     async def after(agent: Agent) -> None:
         start.clock.now += LEASE_SECONDS + 0.1
-        agent.sweep()
+        agent.housekeeping.sweep()
         assert ufrags(start.maps) == set()
 
     start(before)
@@ -470,7 +470,7 @@ def test_flows_that_other_settings_would_break_end_and_no_others(
         opened(20002, vip=1, client="2001:db8:18::10")
 
     async def after(agent: Agent) -> None:
-        agent.sweep()
+        agent.housekeeping.sweep()
         assert (state(maps, 20001), state(maps, 20002)) == (of_vip, of_vip6)
         everything = set(range(config.first_port, config.last_port + 1))
         assert set(drained(maps)) == everything - {20001, 20002}
@@ -522,7 +522,14 @@ def test_of_very_many_flows_the_first_are_told_and_how_many_there_are(start: Sta
 async def running(agent: Agent) -> AsyncIterator[None]:
     """The agent at its work, all but the API."""
     async with asyncio.TaskGroup() as tasks:
-        work = [tasks.create_task(each) for each in (agent.keep(), agent.follow(), agent.watch())]
+        work = [
+            tasks.create_task(each)
+            for each in (
+                agent.housekeeping.keep(),
+                agent.following.follow(),
+                agent.following.watch(),
+            )
+        ]
         yield
         for task in work:
             task.cancel()
@@ -627,7 +634,7 @@ def test_what_no_event_tells_of_is_seen_at_the_next_look(start: Start) -> None:
     async def story(agent: Agent) -> None:
         index = await register(agent)
         async with asyncio.TaskGroup() as tasks:
-            follow = tasks.create_task(agent.follow())
+            follow = tasks.create_task(agent.following.follow())
             await until(lambda: bool(maps.transceiver(index).resolved))
             start.host.ip(f"route add {TRANSCEIVER}/32 dev inside mtu 1300")
             start.clock.now += 15.1
