@@ -14,6 +14,9 @@
 /* One element. The agent writes it before it attaches the program. */
 BPF_TABLE_PINNED("array", u32, struct shunt_settings, settings, 1, SHUNT_PINS "/settings");
 
+/* One element. The agent's notebook. */
+BPF_TABLE_PINNED("array", u32, struct shunt_about, about, 1, SHUNT_PINS "/about");
+
 /* Where the program is attached. The agent writes it. */
 BPF_TABLE_PINNED("array", u32, struct shunt_interface, interfaces, SHUNT_INTERFACES,
 		 SHUNT_PINS "/interfaces");

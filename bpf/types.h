@@ -118,16 +118,40 @@ struct shunt_next_hop {
 	__u16 mtu;  /* of IP packets; 0: not known */
 };
 
+#define SHUNT_HTTP_LENGTH 112
+
 /* A transceiver, and the next hop towards it, which the agent keeps fresh. The packet path needs
- * the first cache line only. */
+ * the first cache line only; the rest is for the agent that comes after this one. */
 struct shunt_transceiver {
 	struct shunt_address address;
 	__be16 port;    /* 0: this entry is not in use */
 	__u16 resolved; /* whether the next hop is known */
 	struct shunt_next_hop hop;
-	__u64 instance; /* tells one process with this id from the next */
-	__u8 id[64];    /* zero beyond the end */
-	__u64 unused[2];
+	__u64 instance;               /* tells one process with this id from the next */
+	__u8 id[64];                  /* zero beyond the end */
+	__u64 expires;                /* of the monotonic clock, in ns: the lease's end */
+	__u64 drain_until;            /* likewise: the drain's deadline; 0: none */
+	__u32 capacity;               /* sessions */
+	__u32 flags;                  /* SHUNT_TRANSCEIVER_… */
+	__u8 http[SHUNT_HTTP_LENGTH]; /* where its signaling is; zero beyond the end */
+	__u64 unused;
+};
+
+#define SHUNT_TRANSCEIVER_DRAINING 1 /* gets no new routes */
+
+#define SHUNT_LAYOUT_LENGTH 32704
+
+/* The agent's notebook, for the agent that comes after this one. The program does not read it. */
+struct shunt_about {
+	__u64 drain_until; /* of the relay; of the monotonic clock, in ns; 0: no deadline */
+	__u32 draining;    /* the relay takes no new routes */
+	__u32 adoptions;   /* how often an agent has taken over these maps */
+	__u32 upgrades;    /* how often another program has */
+	__u32 migrations;  /* how often maps of another layout were brought over into these */
+	__u32 unused[8];
+	__u32 length; /* of what follows */
+	__u32 unused_too;
+	__u8 layout[SHUNT_LAYOUT_LENGTH]; /* JSON; see loader/layout.py */
 };
 
 enum shunt_state {

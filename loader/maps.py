@@ -64,6 +64,7 @@ def shapes(sizes: Sizes) -> dict[str, Shape]:
     word = ctypes.c_uint32
     return {
         "settings": array(types.Settings, 1),
+        "about": array(types.About, 1),
         "interfaces": array(types.Interface, types.INTERFACES),
         "routes": Shape(_HASH, _UFRAG_SIZE, _ROUTE_SIZE, sizes.routes, 0),
         "transceivers": array(types.Transceiver, types.TRANSCEIVERS, _MMAPABLE),
@@ -286,6 +287,14 @@ class Maps:
             after.seed[:] = [secrets.randbits(64), secrets.randbits(64)]
         after.tick, after.jiffies = before.tick, before.jiffies  # the program's, which may run
         self._maps["settings"].update(_u32(0), bytes(after))
+
+    def about(self) -> types.About:
+        """The agent's notebook; all zero if no agent has written into it yet."""
+        return types.About.from_buffer_copy(self._value("about", 0))
+
+    def set_about(self, about: types.About) -> None:
+        """Write the notebook. Only the agent does, so that nothing comes between."""
+        self._maps["about"].update(_u32(0), bytes(about))
 
     def transceiver(self, index: int) -> types.Transceiver:
         """An entry, in use or not (port 0)."""

@@ -12,8 +12,10 @@ __all__ = [
     "BUCKET_ENTRIES",
     "CHECKS",
     "DIRECTIONS",
+    "HTTP_LENGTH",
     "INSIDE_ADDRESSES",
     "INTERFACES",
+    "LAYOUT_LENGTH",
     "PIN_VERSION",
     "PORTS",
     "PORT_BITS",
@@ -24,8 +26,10 @@ __all__ = [
     "SLOT_BITS",
     "TICK",
     "TRANSCEIVERS",
+    "TRANSCEIVER_DRAINING",
     "UFRAG_LENGTH",
     "VIPS",
+    "About",
     "Address",
     "Book",
     "Bucket",
@@ -51,7 +55,7 @@ __all__ = [
     "text_address",
 ]
 
-PIN_VERSION = "v2"  # of the shape of the maps; part of the path they are pinned at
+PIN_VERSION = "v3"  # of the shape of the maps; part of the path they are pinned at
 
 SLOT_BITS = 20
 PORT_BITS = 16
@@ -68,6 +72,9 @@ REQUESTS = 4
 CHECKS = 2
 BUCKET_ENTRIES = 14
 REASON_ROOM = 64
+HTTP_LENGTH = 112
+LAYOUT_LENGTH = 32704
+TRANSCEIVER_DRAINING = 1
 ROUTE_NO_CHECKS = 1
 TICK = 2**27 / 1e9
 """Seconds in one tick of the coarse time that slots hold."""
@@ -177,7 +184,26 @@ class Transceiver(ctypes.Structure):
         ("hop", NextHop),
         ("instance", _u64),
         ("id", _u8 * 64),
-        ("unused", _u64 * 2),
+        ("expires", _u64),
+        ("drain_until", _u64),
+        ("capacity", _u32),
+        ("flags", _u32),
+        ("http", _u8 * HTTP_LENGTH),
+        ("unused", _u64),
+    ]
+
+
+class About(ctypes.Structure):
+    _fields_ = [
+        ("drain_until", _u64),
+        ("draining", _u32),
+        ("adoptions", _u32),
+        ("upgrades", _u32),
+        ("migrations", _u32),
+        ("unused", _u32 * 8),
+        ("length", _u32),
+        ("unused_too", _u32),
+        ("layout", _u8 * LAYOUT_LENGTH),
     ]
 
 

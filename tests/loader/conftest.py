@@ -85,6 +85,7 @@ def empty(maps: Maps) -> None:
     maps.forget_free()
     maps.slots.clear(0, len(maps.slots))
     maps.set_interfaces([])
+    maps.set_about(types.About())
 
 
 def config(folder: Path, pins: Path) -> AgentConfig:
