@@ -134,7 +134,7 @@ struct shunt_transceiver {
 	__u32 capacity;               /* sessions */
 	__u32 flags;                  /* SHUNT_TRANSCEIVER_… */
 	__u8 http[SHUNT_HTTP_LENGTH]; /* where its signaling is; zero beyond the end */
-	__u64 unused;
+	__u64 drain_since;            /* of the monotonic clock, in ns: the drain's begin */
 };
 
 #define SHUNT_TRANSCEIVER_DRAINING 1 /* gets no new routes */
@@ -148,7 +148,8 @@ struct shunt_about {
 	__u32 adoptions;   /* how often an agent has taken over these maps */
 	__u32 upgrades;    /* how often another program has */
 	__u32 migrations;  /* how often maps of another layout were brought over into these */
-	__u32 unused[8];
+	__u64 drain_since; /* of the relay; of the monotonic clock, in ns */
+	__u32 unused[6];
 	__u32 length; /* of what follows */
 	__u32 unused_too;
 	__u8 layout[SHUNT_LAYOUT_LENGTH]; /* JSON; see loader/layout.py */

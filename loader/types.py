@@ -189,7 +189,7 @@ class Transceiver(ctypes.Structure):
         ("capacity", _u32),
         ("flags", _u32),
         ("http", _u8 * HTTP_LENGTH),
-        ("unused", _u64),
+        ("drain_since", _u64),
     ]
 
 
@@ -200,7 +200,8 @@ class About(ctypes.Structure):
         ("adoptions", _u32),
         ("upgrades", _u32),
         ("migrations", _u32),
-        ("unused", _u32 * 8),
+        ("drain_since", _u64),
+        ("unused", _u32 * 6),
         ("length", _u32),
         ("unused_too", _u32),
         ("layout", _u8 * LAYOUT_LENGTH),
