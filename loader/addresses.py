@@ -2,9 +2,10 @@
 
 import ipaddress
 
-__all__ = ["HostAddress", "endpoint", "host_address"]
+__all__ = ["HostAddress", "Prefix", "endpoint", "host_address", "prefix"]
 
 HostAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NOT_OF_A_HOST = (ipaddress.ip_network("0.0.0.0/8"), ipaddress.ip_network("240.0.0.0/4"))
 
@@ -34,6 +35,26 @@ def host_address(text: str) -> HostAddress:
     if address.version == 6 and address.scope_id:
         raise ValueError("names an interface: give the address alone")
     return address
+
+
+def prefix(text: str) -> Prefix:
+    """A network that addresses are in, as `10.0.0.0/24` or `fd00::/64`.
+
+    Raises ValueError with the rest of a sentence that begins with the prefix.
+    """
+    address, slash, length = text.partition("/")
+    try:
+        host = ipaddress.ip_address(address)
+        if not slash or not length.isdecimal() or not length.isascii() or "%" in address:
+            raise ValueError(text)
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError("is no prefix: give one as 10.0.0.0/24 or fd00::/64") from None
+    if network.network_address != host:
+        raise ValueError(f"has bits beyond its length: give {network}")
+    if host.version == 6 and host.ipv4_mapped:
+        raise ValueError("is IPv4-mapped: give the IPv4 prefix itself")
+    return network
 
 
 def endpoint(address: str, port: int) -> str:

@@ -1,21 +1,61 @@
-"""What an agent is told when it starts, and what of it cannot work. No I/O."""
+"""What an agent is told when it starts, and what of it cannot work. No I/O.
+
+How it is written, in a file, in the environment or as options, is `configfile`'s.
+"""
 
 import ipaddress
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
 from loader import types
-from loader.addresses import HostAddress, endpoint, host_address
+from loader.addresses import HostAddress, Prefix, endpoint, host_address, prefix
 from loader.client import DEFAULT_SOCKET, Vip
 from loader.errors import ShuntError
 from loader.maps import DEFAULT_PINS
 
-__all__ = ["AgentConfig", "InsideEntry", "outdated"]
+__all__ = [
+    "LOG_FORMATS",
+    "LOG_LEVELS",
+    "ROUTES_LIMIT",
+    "AgentConfig",
+    "Impossible",
+    "InsideEntry",
+    "Problem",
+    "TcpConfig",
+    "outdated",
+]
 
 T = TypeVar("T", bound=Hashable)
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
+ROUTES_LIMIT = 1 << 20
+"""No relay holds more routes than this, so no transceiver's quota is above it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What cannot work, and the *cure*. *field* is the one to change (`vips`, `tcp.certificate`),
+    *place* the element of it, if it is one element's fault."""
+
+    what: str
+    cure: str = ""
+    field: str = ""
+    place: int | None = None
+
+
+class Impossible(ShuntError):
+    """A configuration that cannot work, with every problem that it has."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(
+            "; ".join(problem.what for problem in self.problems),
+            "\n".join(problem.cure for problem in self.problems if problem.cure),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +67,45 @@ class InsideEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TcpConfig:
+    """The API over TCP, besides the Unix socket: where it listens, the file with the bearer token
+    that it asks for, and the PEM files of TLS. Without TLS only on a loopback address, as the
+    token would be anybody's on the way."""
+
+    address: str
+    port: int
+    token_file: Path
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def problems(self) -> Iterator[Problem]:
+        """Why it cannot work."""
+        try:
+            address = ipaddress.ip_address(self.address)
+        except ValueError:
+            yield Problem(
+                f"the API's address {self.address} is no IP address",
+                "Give an IPv4 or IPv6 address of this host.",
+                "tcp.address",
+            )
+            return
+        if not 1 <= self.port <= 65535:
+            yield Problem("the API's port is 1 to 65535", field="tcp.port")
+        if (self.certificate is None) != (self.key is None):
+            has, lacks = ("key", "certificate") if self.key else ("certificate", "key")
+            yield Problem(
+                f"the API has a TLS {has}, but no {lacks}", "Give both, or none.", f"tcp.{has}"
+            )
+        elif self.certificate is None and not address.is_loopback:
+            yield Problem(
+                f"the API would send its token in the clear: {self.address} is not a loopback "
+                "address",
+                "Give a TLS certificate and key, or listen on 127.0.0.1 or [::1].",
+                "tcp.address",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
     """How a relay host is set up.
 
@@ -34,7 +113,10 @@ class AgentConfig:
     *vips* and *inside_addresses* are IPv4 and IPv6, in any order; the first inside address of each
     family share their slots, then the second of each, and so on. Ports *first_port* to
     *last_port* of the inside addresses are slots; by default they lie below the kernel's own
-    ephemeral ports. *uids* may use the socket, besides root and the agent's own.
+    ephemeral ports. With *reattach*, the program is put back on an interface that has lost it.
+    *uids* may use the socket, besides root and the agent's own. Transceivers' addresses are in
+    one of *transceiver_prefixes*, if there are any, and none holds more than *max_routes* routes.
+    *config_file* is where this was read from, if it was.
     """
 
     public: tuple[str, ...]
@@ -45,56 +127,131 @@ class AgentConfig:
     pins: Path = DEFAULT_PINS
     first_port: int = 10000
     last_port: int = 32767
+    reattach: bool = False
     uids: frozenset[int] = field(default_factory=frozenset)
+    tcp: TcpConfig | None = None
+    transceiver_prefixes: tuple[str, ...] = ()
+    max_routes: int = 8192
+    log_level: str = "info"
+    log_format: str = "text"
+    config_file: Path | None = None
+    _prefixes: tuple[Prefix, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
-        """Write addresses in one way only. Raises ShuntError for what cannot work."""
-        if not self.public or not self.inside:
-            raise ShuntError("the relay needs a public and an inside interface")
-        if len(self.interfaces) > types.INTERFACES:
-            raise ShuntError(f"the relay takes at most {types.INTERFACES} interfaces")
-        if not 1 <= len(self.vips) <= types.VIPS:
-            raise ShuntError(f"the relay takes 1 to {types.VIPS} VIPs")
-        if not all(1 <= vip.port <= 65535 for vip in self.vips):
-            raise ShuntError("a VIP's port is 1 to 65535")
-        if not 1024 <= self.first_port <= self.last_port <= 65535:
-            raise ShuntError("the inside ports must be a range within 1024 to 65535")
-        vips = tuple(Vip(_canonical("VIP", vip.address), vip.port) for vip in self.vips)
-        inside = tuple(_canonical("inside address", text) for text in self.inside_addresses)
-        object.__setattr__(self, "vips", vips)
-        object.__setattr__(self, "inside_addresses", inside)
-        self._check_vips()
-        self._check_inside()
+        """Write addresses in one way only. Raises Impossible for what cannot work."""
+        problems: list[Problem] = []
+        vips, inside, prefixes = [], [], []
+        for place, vip in enumerate(self.vips):
+            try:
+                vips.append(Vip(str(host_address(vip.address)), vip.port))
+            except ValueError as why:
+                problems.append(Problem(f"the VIP {vip.address} {why}", "", "vips", place))
+                vips.append(vip)
+        for place, text in enumerate(self.inside_addresses):
+            try:
+                inside.append(str(host_address(text)))
+            except ValueError as why:
+                what = f"the inside address {text} {why}"
+                problems.append(Problem(what, "", "inside_addresses", place))
+                inside.append(text)
+        for place, text in enumerate(self.transceiver_prefixes):
+            try:
+                prefixes.append(prefix(text))
+            except ValueError as why:
+                what = f"the prefix {text} {why}"
+                problems.append(Problem(what, "", "transceiver_prefixes", place))
+        object.__setattr__(self, "vips", tuple(vips))
+        object.__setattr__(self, "inside_addresses", tuple(inside))
+        object.__setattr__(self, "_prefixes", tuple(prefixes))
+        malformed = {problem.field for problem in problems}
+        for problem in self._problems():
+            if problem.field not in malformed:  # whose consequences would only be noise
+                problems.append(problem)
+        if problems:
+            raise Impossible(problems)
+        object.__setattr__(self, "transceiver_prefixes", tuple(map(str, prefixes)))
 
-    def _check_vips(self) -> None:
-        if twice := _twice((vip.address, vip.port) for vip in self.vips):
-            raise ShuntError(f"the VIP {endpoint(*twice)} is given twice")
-        for vip in self.vips:
-            if (
+    def _problems(self) -> Iterator[Problem]:
+        for name in ("public", "inside"):
+            interfaces = getattr(self, name)
+            if not interfaces:
+                article = "an" if name == "inside" else "a"
+                yield Problem(f"the relay needs {article} {name} interface", "", name)
+        if len(self.interfaces) > types.INTERFACES:
+            yield Problem(f"the relay takes at most {types.INTERFACES} interfaces", "", "inside")
+        yield from self._problems_of_ports()
+        yield from self._problems_of_vips()
+        yield from self._problems_of_inside()
+        yield from self._problems_of_transceivers()
+        if self.tcp:
+            yield from self.tcp.problems()
+        if self.log_level not in LOG_LEVELS:
+            yield Problem(f"a log level is one of {', '.join(LOG_LEVELS)}", "", "log_level")
+        if self.log_format not in LOG_FORMATS:
+            yield Problem(f"a log format is one of {', '.join(LOG_FORMATS)}", "", "log_format")
+
+    def _problems_of_ports(self) -> Iterator[Problem]:
+        if not 1024 <= self.first_port <= self.last_port <= 65535:
+            what = "the inside ports must be a range within 1024 to 65535"
+            yield Problem(what, field="first_port")
+
+    def _problems_of_vips(self) -> Iterator[Problem]:
+        if not 1 <= len(self.vips) <= types.VIPS:
+            yield Problem(f"the relay takes 1 to {types.VIPS} VIPs", field="vips")
+        for place in _repeated((vip.address, vip.port) for vip in self.vips):
+            vip = self.vips[place]
+            what = f"the VIP {endpoint(vip.address, vip.port)} is given twice"
+            yield Problem(what, "", "vips", place)
+        for place, vip in enumerate(self.vips):
+            if not 1 <= vip.port <= 65535:
+                yield Problem("a VIP's port is 1 to 65535", "", "vips", place)
+            elif (
                 vip.address in self.inside_addresses
                 and self.first_port <= vip.port <= self.last_port
             ):
-                raise ShuntError(
+                yield Problem(
                     f"the VIP {endpoint(vip.address, vip.port)} is among the inside ports "
                     f"{self.first_port}-{self.last_port} of the same address",
-                    "Choose other --inside-ports, or another VIP port.",
+                    "Choose other inside ports, or another VIP port.",
+                    "vips",
+                    place,
                 )
 
-    def _check_inside(self) -> None:
+    def _problems_of_inside(self) -> Iterator[Problem]:
         if not self.inside_addresses:
-            raise ShuntError("the relay needs an inside address")
-        if twice := _twice(self.inside_addresses):
-            raise ShuntError(f"the inside address {twice} is given twice")
+            yield Problem("the relay needs an inside address", field="inside_addresses")
+        for place in _repeated(self.inside_addresses):
+            what = f"the inside address {self.inside_addresses[place]} is given twice"
+            yield Problem(what, "", "inside_addresses", place)
         ipv4, ipv6 = self._inside(4), self._inside(6)
         if ipv4 and ipv6 and len(ipv4) != len(ipv6):
-            raise ShuntError(
+            yield Problem(
                 f"there are {len(ipv4)} inside IPv4 addresses, but {len(ipv6)} inside IPv6 ones",
                 "They share slots pair by pair: give as many of each family, or of one only.",
+                "inside_addresses",
             )
         if max(len(ipv4), len(ipv6)) > types.INSIDE_ADDRESSES:
-            raise ShuntError(
-                f"the relay takes at most {types.INSIDE_ADDRESSES} inside addresses of a family"
+            yield Problem(
+                f"the relay takes at most {types.INSIDE_ADDRESSES} inside addresses of a family",
+                field="inside_addresses",
             )
+
+    def _problems_of_transceivers(self) -> Iterator[Problem]:
+        for place in _repeated(self._prefixes):
+            what = f"the prefix {self._prefixes[place]} is given twice"
+            yield Problem(what, "", "transceiver_prefixes", place)
+        for place, allowed in enumerate(self._prefixes):
+            if self.inside_addresses and not self._inside(allowed.version):
+                yield Problem(
+                    f"the prefix {allowed} is IPv{allowed.version}, but the relay has no such "
+                    "inside address",
+                    "No transceiver in it could be reached: add such an address, or leave it out.",
+                    "transceiver_prefixes",
+                    place,
+                )
+        if not 1 <= self.max_routes <= ROUTES_LIMIT:
+            what = f"a transceiver's routes are limited to 1 to {ROUTES_LIMIT}"
+            yield Problem(what, field="max_routes")
 
     @property
     def interfaces(self) -> list[str]:
@@ -117,7 +274,12 @@ class AgentConfig:
             has = 10 - address.version
             return (
                 f"is IPv{address.version}, but the relay has no such inside address: "
-                f"give an IPv{has} one, or add an --inside-address"
+                f"give an IPv{has} one, or add an inside address"
+            )
+        if self._prefixes and not any(address in allowed for allowed in self._prefixes):
+            return (
+                f"is in none of the transceivers' prefixes ({', '.join(self.transceiver_prefixes)})"
+                ": give one that is, or add a prefix"
             )
         return None
 
@@ -139,9 +301,7 @@ class AgentConfig:
         return settings
 
     def _inside(self, version: int) -> list[str]:
-        return [
-            text for text in self.inside_addresses if ipaddress.ip_address(text).version == version
-        ]
+        return [text for text in self.inside_addresses if (":" in text) == (version == 6)]
 
 
 def outdated(before: types.Settings, after: types.Settings) -> tuple[list[int], list[int]]:
@@ -163,18 +323,10 @@ def outdated(before: types.Settings, after: types.Settings) -> tuple[list[int], 
     return vips, entries
 
 
-def _canonical(what: str, text: str) -> str:
-    try:
-        return str(host_address(text))
-    except ValueError as why:
-        raise ShuntError(f"the {what} {text} {why}") from None
-
-
-def _twice(things: Iterable[T]) -> T | None:
-    """The first of them that was there before."""
+def _repeated(things: Iterable[T]) -> Iterator[int]:
+    """The places of those that were there before."""
     seen = set()
-    for thing in things:
+    for place, thing in enumerate(things):
         if thing in seen:
-            return thing
+            yield place
         seen.add(thing)
-    return None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loader.addresses import endpoint, host_address
+from loader.addresses import endpoint, host_address, prefix
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,37 @@ def test_what_no_host_can_have_is_refused_with_the_reason(text: str, why: str) -
 def test_an_endpoint_brackets_ipv6() -> None:
     assert endpoint("198.18.0.1", 3478) == "198.18.0.1:3478"
     assert endpoint("2001:db8::1", 3478) == "[2001:db8::1]:3478"
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("10.0.0.9/32", "10.0.0.9/32"),
+        ("FD00:0::/8", "fd00::/8"),
+    ],
+)
+def test_a_prefix_has_one_text(text: str, canonical: str) -> None:
+    assert str(prefix(text)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("10.0.0.0", "is no prefix"),
+        ("10.0.0.0/", "is no prefix"),
+        ("10.0.0.0/33", "is no prefix"),
+        ("10.0.0.0/255.0.0.0", "is no prefix"),
+        ("10.0.0.0/٨", "is no prefix"),
+        ("fe80::%eth0/64", "is no prefix"),
+        ("inside/8", "is no prefix"),
+        ("", "is no prefix"),
+        ("10.0.0.9/24", "has bits beyond its length: give 10.0.0.0/24"),
+        ("fd00::9/64", "has bits beyond its length: give fd00::/64"),
+        ("::ffff:10.0.0.0/104", "IPv4-mapped"),
+    ],
+)
+def test_what_is_no_prefix_says_what_to_give(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        prefix(text)

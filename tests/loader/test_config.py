@@ -2,13 +2,21 @@
 
 import ipaddress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loader import types
 from loader.client import Vip
-from loader.config import AgentConfig, InsideEntry, outdated
+from loader.config import (
+    ROUTES_LIMIT,
+    AgentConfig,
+    Impossible,
+    InsideEntry,
+    TcpConfig,
+    outdated,
+)
 from loader.errors import ShuntError
 
 CONFIG = AgentConfig(
@@ -20,6 +28,7 @@ CONFIG = AgentConfig(
     last_port=20063,
 )
 VIP = CONFIG.vips[0]
+TCP = TcpConfig(address="127.0.0.1", port=8443, token_file=Path("/etc/shunt/token"))
 
 
 def many(prefix: str, count: int) -> tuple[str, ...]:
@@ -29,8 +38,8 @@ def many(prefix: str, count: int) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"public": ()}, "public and an inside interface"),
-        ({"inside": ()}, "public and an inside interface"),
+        ({"public": ()}, "needs a public interface"),
+        ({"inside": ()}, "needs an inside interface"),
         ({"inside": many("i", 16)}, "at most 16 interfaces"),
         ({"vips": ()}, "1 to 16 VIPs"),
         ({"vips": tuple(Vip("198.18.0.1", n) for n in range(1, 18))}, "1 to 16 VIPs"),
@@ -63,6 +72,27 @@ def many(prefix: str, count: int) -> tuple[str, ...]:
         ({"first_port": 1023}, "range within 1024 to 65535"),
         ({"first_port": 30000, "last_port": 29999}, "range within 1024 to 65535"),
         ({"last_port": 65536}, "range within 1024 to 65535"),
+        ({"transceiver_prefixes": ("10.0.0.0",)}, "the prefix 10.0.0.0 is no prefix"),
+        ({"transceiver_prefixes": ("10.0.0.9/24",)}, "give 10.0.0.0/24"),
+        (
+            {"transceiver_prefixes": ("fd00::/64", "FD00:0::/64")},
+            "the prefix fd00::/64 is given twice",
+        ),
+        (
+            {"inside_addresses": ("10.0.0.1",), "transceiver_prefixes": ("fd00::/64",)},
+            "the prefix fd00::/64 is IPv6, but the relay has no such inside address",
+        ),
+        ({"max_routes": 0}, "limited to 1 to 1048576"),
+        ({"max_routes": ROUTES_LIMIT + 1}, "limited to 1 to 1048576"),
+        ({"tcp": replace(TCP, address="api.example")}, "api.example is no IP address"),
+        ({"tcp": replace(TCP, port=0)}, "the API's port is 1 to 65535"),
+        ({"tcp": replace(TCP, port=65536)}, "the API's port is 1 to 65535"),
+        ({"tcp": replace(TCP, certificate=Path("c.pem"))}, "a TLS certificate, but no key"),
+        ({"tcp": replace(TCP, key=Path("k.pem"))}, "a TLS key, but no certificate"),
+        ({"tcp": replace(TCP, address="10.0.0.1")}, "would send its token in the clear"),
+        ({"tcp": replace(TCP, address="0.0.0.0")}, "would send its token in the clear"),
+        ({"log_level": "loud"}, "a log level is one of debug, info"),
+        ({"log_format": "xml"}, "a log format is one of text, json"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(change: dict[str, Any], what: str) -> None:
@@ -79,11 +109,35 @@ def test_a_configuration_that_cannot_work_is_refused(change: dict[str, Any], wha
         {"vips": (Vip("198.18.1.1", 20064), Vip("198.18.1.1", 19999))},
         {"inside_addresses": many("10.0.0.", 16) + many("fd00::", 16)},
         {"inside_addresses": ("fd00::1",)},
+        {"transceiver_prefixes": ("198.18.1.0/24", "2001:db8::/32")},
+        {"max_routes": ROUTES_LIMIT},
+        {"tcp": TCP},
+        {"tcp": replace(TCP, address="::1")},
+        {"tcp": replace(TCP, address="::", certificate=Path("c.pem"), key=Path("k.pem"))},
     ],
-    ids=["interfaces", "VIPs", "shared address", "next to the ports", "16 pairs", "IPv6 only"],
+    ids=[
+        *("interfaces", "VIPs", "shared address", "next to the ports", "16 pairs", "IPv6 only"),
+        *("prefixes", "routes", "TCP on loopback", "TCP on IPv6 loopback", "TLS anywhere"),
+    ],
 )
 def test_what_just_works_is_taken(change: dict[str, Any]) -> None:
     replace(CONFIG, **change)
+
+
+def test_all_problems_are_told_at_once_each_with_its_field_and_place() -> None:
+    with pytest.raises(Impossible) as error:
+        replace(
+            CONFIG,
+            public=(),
+            vips=(VIP, Vip("224.0.0.1", 1), Vip("x", 1)),
+            transceiver_prefixes=("10.0.0.0/8", "10.0.0.0/8"),
+            tcp=replace(TCP, port=0),
+        )
+
+    assert [(problem.field, problem.place) for problem in error.value.problems] == [
+        *(("vips", 1), ("vips", 2), ("public", None)),
+        *(("transceiver_prefixes", 1), ("tcp.port", None)),
+    ]
 
 
 def test_an_interface_that_is_both_public_and_inside_is_one() -> None:
@@ -196,6 +250,26 @@ def test_an_address_that_no_transceiver_of_this_relay_can_have(
     config = replace(CONFIG, inside_addresses=inside)
 
     assert why in str(config.why_not_transceiver(ipaddress.ip_address(address)))
+
+
+@pytest.mark.parametrize(
+    ("address", "fits"),
+    [("198.18.1.11", True), ("198.18.2.11", False), ("2001:db8:118::11", True), ("fd00::9", False)],
+)
+def test_prefixes_say_which_addresses_transceivers_may_have(address: str, fits: bool) -> None:
+    config = replace(CONFIG, transceiver_prefixes=("198.18.1.0/24", "2001:DB8:118::/64"))
+
+    why = config.why_not_transceiver(ipaddress.ip_address(address))
+
+    assert (why is None) == fits
+    if why:
+        assert "in none of the transceivers' prefixes (198.18.1.0/24, 2001:db8:118::/64)" in why
+
+
+def test_the_relay_s_own_address_is_refused_within_the_prefixes_too() -> None:
+    config = replace(CONFIG, transceiver_prefixes=("198.18.1.0/24",))
+
+    assert "the relay's own" in str(config.why_not_transceiver(ipaddress.ip_address("198.18.1.1")))
 
 
 @pytest.mark.parametrize("address", ["10.0.0.9", "fd00::9"])
