@@ -20,6 +20,7 @@ from loader.flows import FlowTable
 from loader.follow import Follower
 from loader.housekeeping import Housekeeping
 from loader.maps import Maps
+from loader.metrics import Metrics
 from loader.network import Network
 from loader.picture import (
     FLOWS_SHOWN,
@@ -68,12 +69,22 @@ class Agent:
         before = self._maps.settings()
         self._maps.configure(settings)
         self._flows = FlowTable(self._maps)
+        self.metrics = Metrics(
+            self._maps,
+            self._table,
+            self._flows,
+            self.following,
+            self.events,
+            program_tag=lambda: datapath.pinned_program(self.config.pins).tag,
+            clock=self._clock,
+        )
         self.housekeeping = Housekeeping(
             self._maps,
             self._table,
             self._flows,
             self.events,
             on_end=self.following.forget,
+            on_pass=self.metrics.housekept,
             clock=self._clock,
         )
         vips, entries = outdated(before, settings)

@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
 
 from loader.agent import Agent
+from loader.exposition import measuring, telling
 from loader.table import LEASE_SECONDS, Refused
 
 __all__ = ["application"]
@@ -126,7 +127,9 @@ def _reader(read: Callable[[Agent], dict[str, Any]]) -> Any:
 
 def application(agent: Agent) -> web.Application:
     """The HTTP API over an agent."""
-    app = web.Application(middlewares=[_answer], client_max_size=_BODY_LIMIT)
+    app = web.Application(
+        middlewares=[measuring(agent.metrics), _answer], client_max_size=_BODY_LIMIT
+    )
     app[_AGENT] = agent
     app.add_routes(
         [
@@ -140,6 +143,7 @@ def application(agent: Agent) -> web.Application:
             web.get("/v1/counters", _reader(Agent.counters)),
             web.get("/healthz", _reader(lambda agent: {"alive": True})),
             web.get("/readyz", _ready),
+            web.get("/metrics", telling(agent.metrics)),
         ]
     )
     return app

@@ -25,7 +25,15 @@ from loader.maps import check_shapes, versioned
 from loader.sizes import sizes
 from loader.types import Mode
 
-__all__ = ["Attachment", "attach", "attached_mode", "load", "mount_bpffs", "unload"]
+__all__ = [
+    "Attachment",
+    "attach",
+    "attached_mode",
+    "load",
+    "mount_bpffs",
+    "pinned_program",
+    "unload",
+]
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +112,11 @@ def load(pins: Path, inside: int = 1) -> bpf.ProgramInfo:
         ) from None
     if compiled.returncode:
         raise ShuntError(*_explain(compiled.stderr.strip()))
+    return pinned_program(pins)
+
+
+def pinned_program(pins: Path) -> bpf.ProgramInfo:
+    """The program that is pinned, and goes onto interfaces. Raises OSError if there is none."""
     descriptor = bpf.pinned(versioned(pins) / PROGRAM)
     try:
         return bpf.program_info(descriptor)

@@ -149,6 +149,16 @@ class FlowTable:
             for id, start, end in zip(routes[starts].tolist(), starts.tolist(), ends, strict=True)
         }
 
+    @property
+    def capacity(self) -> int:
+        """How many flows there can be: slots at the inside ports of the inside addresses."""
+        return self._inside * len(self._ports)
+
+    def states(self) -> dict[State, int]:
+        """How many slots are in each state."""
+        counts = np.bincount(self._states(), minlength=len(State)).tolist()
+        return dict(zip(State, counts, strict=True))
+
     def count(self) -> int:
         """How many slots are in use."""
         return int(np.count_nonzero(self._states()))

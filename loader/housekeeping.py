@@ -20,7 +20,8 @@ _SWEEP_SECONDS = 1.0
 
 class Housekeeping:
     """Ends what has to end, in the maps and in the tables. `clock` gives monotonic seconds;
-    *on_end* is called with each lease that has ended."""
+    *on_end* is called with each lease that has ended, *on_pass* with the seconds that each round
+    took."""
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class Housekeeping:
         events: EventLog,
         *,
         on_end: Callable[[Lease], None],
+        on_pass: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._maps = maps
@@ -37,6 +39,7 @@ class Housekeeping:
         self._flows = flows
         self._events = events
         self._on_end = on_end
+        self._on_pass = on_pass
         self._clock = clock
 
     async def keep(self) -> None:
@@ -56,6 +59,7 @@ class Housekeeping:
             for index in resting:
                 if index not in in_use:
                     self._table.release_index(index)
+        self._on_pass(self._clock() - now)
 
     def end(self, lease: Lease, why: str) -> None:
         """Leave nothing of a lease that the table holds no more."""
