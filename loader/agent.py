@@ -113,15 +113,17 @@ class Agent:
                 leases[route.transceiver].routes[ufrag] = Route(route.id, checks)
             else:
                 self._maps.remove_route(ufrag)
-        for lease in leases.values():
-            self._table.adopt(lease, now=now)
-        self._table.adopt_route_ids(self._flows.highest_route())
-        self._table.adopt_indexes(self._flows.transceivers() - set(leases))
+        self._table.adopt(
+            leases.values(),
+            now=now,
+            named=self._flows.named_routes(),
+            resting=self._flows.transceivers(),
+        )
         free = self._flows.rebuild_free()
         log.info(
             "adopted %d transceivers, %d routes; %d ports are free",
             len(leases),
-            len(self._table.route_ids()),
+            len(self._table.ids),
             free,
         )
 
@@ -211,14 +213,11 @@ class Agent:
 
     def flows(self) -> dict[str, Any]:
         """`GET /v1/flows`: how many there are, and as many of them as are read in no time."""
+        shown = self._flows.flows(now=self._clock(), limit=FLOWS_SHOWN)
         flows = picture_of_flows(
-            self._flows.flows(now=self._clock(), limit=FLOWS_SHOWN),
+            shown,
             settings=self._maps.settings(),
-            ufrags={
-                route.id: ufrag
-                for lease in self._table.leases()
-                for ufrag, route in lease.routes.items()
-            },
+            ufrags={flow.route: self._table.ufrag(flow.route) for flow in shown},
             transceivers=dict(self._maps.transceivers()),
         )
         return {"flows": flows, "count": self._flows.count()}

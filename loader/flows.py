@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.maps import Maps
+from loader.routeids import Ids, RouteIds
 from loader.types import PORT_BITS, PORTS, TICK, TRANSCEIVERS, State, text_address
 
 __all__ = ["IDLE_SECONDS", "REST_SECONDS", "Flow", "FlowTable", "ticks"]
@@ -73,30 +74,30 @@ class FlowTable:
         self._maps.free_slots((inside << PORT_BITS) + ports + self._ports.start)
         return len(ports)
 
-    def highest_route(self) -> int:
-        """The highest route id that any slot names."""
-        return int(max(self._book["route"].max(), self._book["next_route"].max()))
+    def named_routes(self) -> Ids:
+        """Ids of routes that slots in use name, some of them often."""
+        used = np.flatnonzero(self._states())
+        return np.concatenate((self._book["route"][used], self._book["next_route"][used]))
 
     def close_routes(
         self,
         routes: Iterable[int],
         *,
-        known: Collection[int],
+        known: RouteIds,
         now: float,
         among: Iterable[int] | None = None,
     ) -> int:
         """Close the flows of these ended routes (by id) at once; how many.
 
-        A flow whose other route is among those *known* goes on with that: a stranger who had a
-        request sent in a client's name does not end the client's flow by hanging up. With
-        *among*, only these slots are looked at: those that a route's entry in the map names.
+        A flow whose other route is *known* goes on with that: a stranger who had a request sent
+        in a client's name does not end the client's flow by hanging up. With *among*, only these
+        slots are looked at: those that a route's entry in the map names.
         """
+        ended = np.fromiter(routes, dtype=np.uint32)
         mine = self._live() if among is None else self._live_of(among)
-        mine = mine[_are_among(routes, self._book["route"][mine])]
+        mine = mine[np.isin(self._book["route"][mine], ended)]
         other = self._book["next_route"][mine]
-        goes_on = np.zeros(len(mine), dtype=bool)
-        if other.any():
-            goes_on = _are_among(known, other)
+        goes_on = known.known(other)
         self._book["route"][mine[goes_on]] = other[goes_on]
         self._book["next_route"][mine[goes_on]] = 0
         return self._close(mine[~goes_on], now)
@@ -114,17 +115,17 @@ class FlowTable:
         ends |= np.isin(live >> PORT_BITS, list(entries))
         return self._close(live[ends], now)
 
-    def sweep(self, known_routes: Collection[int], *, now: float) -> int:
-        """Close flows that are idle, whose route is gone, or whose port is no longer an inside
-        port; free slots that have rested. How many flows were closed."""
+    def sweep(self, known: RouteIds, *, now: float) -> int:
+        """Close flows that are idle, whose route is not *known*, or whose port is no longer an
+        inside port; free slots that have rested. How many flows were closed."""
         moment = ticks(now)
         state = self._states()
         resting = np.flatnonzero(state == State.CLOSING)
         live = _live_in(state)
         idle = _elapsed(moment, self._forward["seen"][live]) >= int(IDLE_SECONDS / TICK)
-        orphan = ~_are_among(known_routes, self._book["route"][live])
+        orphan = ~known.known(self._book["route"][live])
         if orphan.any():
-            orphan[orphan] = ~_are_among(known_routes, self._book["next_route"][live[orphan]])
+            orphan[orphan] = ~known.known(self._book["next_route"][live[orphan]])
         closed = self._close(live[idle | orphan | ~self._is_inside(live)], now)
         rested = _elapsed(moment, self._book["since"][resting]) >= int(REST_SECONDS / TICK)
         self._free(resting[rested])
@@ -217,23 +218,6 @@ class FlowTable:
 
 def _live_in(state: npt.NDArray[np.uint8]) -> Indexes:
     return np.flatnonzero((state == State.PENDING) | (state == State.ESTABLISHED))
-
-
-def _are_among(routes: Iterable[int], ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
-    """Of each id whether it is one of the routes'. `np.isin` sorts as soon as ids lie far apart,
-    which takes half a second for a million."""
-    some = np.sort(np.fromiter(routes, dtype=np.uint32))
-    if not len(some):
-        return np.zeros(len(ids), dtype=bool)
-    # A hash table without a second try, which finds nearly all, since ids are given in turn.
-    table = np.full(1 << len(some).bit_length(), some[0])
-    mask = np.uint32(len(table) - 1)
-    table[some & mask] = some
-    found: npt.NDArray[np.bool_] = table[ids & mask] == ids
-    misses = np.flatnonzero(~found)
-    places = np.searchsorted(some[:-1], ids[misses])
-    found[misses] = some[places] == ids[misses]
-    return found
 
 
 def _elapsed(moment: int, then: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:

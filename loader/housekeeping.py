@@ -53,7 +53,7 @@ class Housekeeping:
         now = self._clock()
         for lease in self._table.expire(now=now):
             self.end(lease, "lease ended")
-        self._flows.sweep(self._table.route_ids(), now=now)
+        self._flows.sweep(self._table.ids, now=now)
         if resting := self._table.resting_indexes():
             in_use = self._flows.transceivers()
             for index in resting:
@@ -76,7 +76,7 @@ class Housekeeping:
         gone = [route for route in map(self._maps.remove_route, ufrags) if route is not None]
         self._flows.close_routes(
             [route.id for route in gone],
-            known=self._table.route_ids(),
+            known=self._table.ids,
             among=[slot for route in gone for slot in route.slots],
             now=self._clock(),
         )

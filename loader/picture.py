@@ -33,7 +33,7 @@ def picture_of_flows(
     flows: Iterable[Flow],
     *,
     settings: Settings,
-    ufrags: Mapping[int, str],
+    ufrags: Mapping[int, str | None],
     transceivers: Mapping[int, Transceiver],
 ) -> list[dict[str, Any]]:
     """Of `GET /v1/flows`. *ufrags* by route id, *transceivers* by index; null where there is none.

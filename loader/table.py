@@ -9,10 +9,12 @@ table has agreed and before the answer goes out.
 """
 
 import hashlib
-from collections import deque
+import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from loader.maps import ufrag_key
+from loader.routeids import INDEXES, Ids, RouteIds, index_of
 
 __all__ = [
     "LEASE_SECONDS",
@@ -65,11 +67,6 @@ class Lease:
         """Routes it may hold: two a session, since an ICE restart has the old and the new."""
         return min(2 * self.capacity, MAX_ROUTES_PER_TRANSCEIVER)
 
-    @property
-    def route_ids(self) -> list[int]:
-        """The ids of its routes."""
-        return [route.id for route in self.routes.values()]
-
 
 @dataclass(frozen=True, slots=True)
 class Registered:
@@ -88,43 +85,65 @@ def instance_number(instance: str) -> int:
 
 
 class RouteTable:
-    """Leases and routes. *indexes*: how many transceivers the map holds."""
+    """Leases and routes. *indexes*: how many transceivers the map holds.
+
+    What a request asks of it takes as long with half a million routes as with none.
+    """
 
     def __init__(self, *, indexes: int) -> None:
-        self._indexes = indexes
         self._leases: dict[str, Lease] = {}
+        self._sorted: list[Lease] | None = None
+        self._endpoints: dict[tuple[str, int], Lease] = {}
         self._ufrags: dict[str, Lease] = {}
+        self._ufrag_at: list[str | None] = [None] * INDEXES
+        self._extra_ufrags: dict[int, str] = {}
+        self._free = list(range(indexes))  # a heap of transceivers' indexes
         self._resting: set[int] = set()
-        self._superseded: deque[int] = deque(maxlen=MAX_SUPERSEDED)
-        self._next_route = 1
+        self._superseded: dict[int, None] = {}  # in the order in which they were
+        self.ids = RouteIds()
+        """The ids of all routes."""
 
     def leases(self) -> list[Lease]:
         """All leases, by id."""
-        return sorted(self._leases.values(), key=lambda lease: lease.id)
+        if self._sorted is None:
+            self._sorted = sorted(self._leases.values(), key=lambda lease: lease.id)
+        return list(self._sorted)
 
     def owner(self, ufrag: str) -> Lease | None:
         """The lease that holds the route."""
         return self._ufrags.get(ufrag)
 
-    def route_ids(self) -> list[int]:
-        """The ids of all routes."""
-        return [id for lease in self._leases.values() for id in lease.route_ids]
+    def ufrag(self, id: int) -> str | None:
+        """The ufrag of the route with that id."""
+        if id not in self.ids:
+            return None
+        if self.ids.is_extra(id):
+            return self._extra_ufrags[id]
+        return self._ufrag_at[index_of(id)]
 
-    def adopt(self, lease: Lease, *, now: float) -> None:
-        """Take over what the maps hold from an earlier agent; one lease's time to renew it."""
-        lease.expires = now + LEASE_SECONDS
-        self._leases[lease.id] = lease
-        for ufrag, route in lease.routes.items():
-            self._ufrags[ufrag] = lease
-            self._next_route = max(self._next_route, route.id + 1)
-
-    def adopt_route_ids(self, highest: int) -> None:
-        """Never give a new route an id at or below *highest*: a slot may still name it."""
-        self._next_route = max(self._next_route, highest + 1)
-
-    def adopt_indexes(self, indexes: set[int]) -> None:
-        """Keep new transceivers off indexes of gone ones, which slots still refer to."""
-        self._resting |= indexes
+    def adopt(
+        self,
+        leases: Iterable[Lease],
+        *,
+        now: float,
+        named: Ids | Iterable[int] = (),
+        resting: Iterable[int] = (),
+    ) -> None:
+        """Take over what the maps hold from an earlier agent, at the start; leases have one
+        lease's time to be renewed. Slots still name the route ids *named*, and refer to the
+        transceivers of the indexes *resting*, which are no new one's."""
+        routes: list[tuple[str, Route]] = []
+        for lease in leases:
+            lease.expires = now + LEASE_SECONDS
+            self._begin(lease)
+            self._ufrags.update(dict.fromkeys(lease.routes, lease))
+            routes.extend(lease.routes.items())
+        self.ids.adopt([route.id for _, route in routes], named=named)
+        for ufrag, route in routes:
+            self._place(route.id, ufrag)
+        taken = {lease.index for lease in self._leases.values()}
+        self._resting = set(resting) - taken
+        self._free = [each for each in self._free if each not in taken | self._resting]
 
     def register(
         self,
@@ -146,18 +165,19 @@ class RouteTable:
         if held and (held.instance, held.address, held.port) == (number, address, port):
             held.http, held.capacity, held.expires = http, capacity, now + LEASE_SECONDS
             return Registered(held, new=False)
-        ended = [
-            other
-            for other in self._leases.values()
-            if other is held or (other.address, other.port) == (address, port)
-        ]
-        index = self._free_index()
-        for other in ended:
-            self._end(other)
-            if other.instance != number:
-                self._superseded.append(other.instance)
+        if not self._free:
+            raise Refused(503, "the relay has no room for another transceiver")
+        other = self._endpoints.get((address, port))
+        ended = [lease for lease in (held, other) if lease]
+        if held is other:
+            ended = ended[:1]
+        for gone in ended:
+            self._end(gone)
+            if gone.instance != number:
+                self._supersede(gone.instance)
+        index = heapq.heappop(self._free)
         lease = Lease(id, index, number, address, port, http, capacity, now + LEASE_SECONDS)
-        self._leases[id] = lease
+        self._begin(lease)
         return Registered(lease, new=True, ended=tuple(ended))
 
     def deregister(self, id: str, *, instance: str) -> Lease | None:
@@ -177,7 +197,8 @@ class RouteTable:
 
     def release_index(self, index: int) -> None:
         """Let an ended lease's index be used again: no slot refers to it any more."""
-        self._resting.discard(index)
+        self._resting.remove(index)
+        heapq.heappush(self._free, index)
 
     def resting_indexes(self) -> list[int]:
         """Indexes of ended leases, which slots may still refer to."""
@@ -204,10 +225,13 @@ class RouteTable:
             raise Refused(409, f"the ufrag {ufrag} is routed to another transceiver")
         if len(lease.routes) >= lease.quota:
             raise Refused(429, f"{transceiver} holds its quota of {lease.quota} routes")
-        route = Route(self._next_route, checks)
-        self._next_route += 1
+        id = self.ids.take()
+        if id is None:
+            raise Refused(507, f"the relay holds {len(self.ids)} routes, and no more")
+        route = Route(id, checks)
         lease.routes[ufrag] = route
         self._ufrags[ufrag] = lease
+        self._place(id, ufrag)
         return route
 
     def remove_route(self, ufrag: str, *, instance: str) -> Route | None:
@@ -216,8 +240,9 @@ class RouteTable:
         if lease is None:
             return None
         self._authorised(lease.id, instance)
-        del self._ufrags[ufrag]
-        return lease.routes.pop(ufrag)
+        route = lease.routes.pop(ufrag)
+        self._forget(ufrag, route)
+        return route
 
     def _authorised(self, id: str, instance: str) -> Lease:
         lease = self._leases.get(id)
@@ -241,15 +266,33 @@ class RouteTable:
         if capacity < 1:
             raise Refused(400, "capacity is at least 1 session")
 
-    def _free_index(self) -> int:
-        taken = {lease.index for lease in self._leases.values()} | self._resting
-        for index in range(self._indexes):
-            if index not in taken:
-                return index
-        raise Refused(503, "the relay has no room for another transceiver")
+    def _begin(self, lease: Lease) -> None:
+        self._leases[lease.id] = self._endpoints[lease.address, lease.port] = lease
+        self._sorted = None
 
     def _end(self, lease: Lease) -> None:
-        self._leases.pop(lease.id, None)
+        del self._leases[lease.id]
+        del self._endpoints[lease.address, lease.port]
+        self._sorted = None
         self._resting.add(lease.index)
-        for ufrag in lease.routes:
-            del self._ufrags[ufrag]
+        for ufrag, route in lease.routes.items():
+            self._forget(ufrag, route)
+
+    def _supersede(self, instance: int) -> None:
+        self._superseded[instance] = None
+        if len(self._superseded) > MAX_SUPERSEDED:
+            del self._superseded[next(iter(self._superseded))]
+
+    def _place(self, id: int, ufrag: str) -> None:
+        if self.ids.is_extra(id):
+            self._extra_ufrags[id] = ufrag
+        else:
+            self._ufrag_at[index_of(id)] = ufrag
+
+    def _forget(self, ufrag: str, route: Route) -> None:
+        del self._ufrags[ufrag]
+        if self.ids.is_extra(route.id):
+            del self._extra_ufrags[route.id]
+        else:
+            self._ufrag_at[index_of(route.id)] = None
+        self.ids.give_back(route.id)

@@ -421,9 +421,9 @@ def test_ids_and_indexes_that_slots_still_name_are_not_given_out_again(start: St
     async def after(agent: Agent) -> None:
         assert await register(agent) == 1
         agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
-        assert route_id(start.maps, "abcd") == 501
+        assert route_id(start.maps, "abcd") == 2
 
-    put(start.maps, 20001, State.CLOSING, route=500, seen=5000.0, since=5000.0, transceiver=0)
+    put(start.maps, 20001, State.CLOSING, route=1, seen=5000.0, since=5000.0, transceiver=0)
     start(after)
 
 

@@ -13,6 +13,7 @@ from loader import bpf, datapath, types
 from loader.compile import PROGRAM
 from loader.flows import IDLE_SECONDS, REST_SECONDS, Flow, FlowTable, ticks
 from loader.maps import Maps, versioned
+from loader.routeids import RouteIds
 from loader.types import TICK, State
 from tests.loader.conftest import (
     FIRST_PORT,
@@ -29,6 +30,13 @@ from tests.loader.conftest import (
 
 PORTS = range(FIRST_PORT, LAST_PORT + 1)
 NOW = 1000.0
+
+
+def routes(*ids: int) -> RouteIds:
+    """As if these routes were there, and no others."""
+    known = RouteIds()
+    known.adopt(ids)
+    return known
 
 
 @pytest.fixture
@@ -76,7 +84,7 @@ def test_a_flow_is_closed_after_30_idle_seconds_at_any_time(
 ) -> None:
     put(maps, 20001, seen=now - idle)
 
-    closed = table.sweep([1], now=now)
+    closed = table.sweep(routes(1), now=now)
 
     assert state(maps, 20001) is left
     assert closed == (left is State.CLOSING)
@@ -87,7 +95,7 @@ def test_a_packet_from_a_moment_ahead_does_not_make_a_flow_old(
 ) -> None:
     put(maps, 20001, seen=NOW + 2 * TICK)
 
-    assert table.sweep([1], now=NOW) == 0
+    assert table.sweep(routes(1), now=NOW) == 0
     (flow,) = table.flows(now=NOW)
     assert flow.idle_s == 0.0
 
@@ -100,7 +108,7 @@ def test_a_closed_port_rests_for_10_seconds(
     drained(maps)
     put(maps, 20001, State.CLOSING, since=now - rested)
 
-    table.sweep([], now=now)
+    table.sweep(routes(), now=now)
 
     assert state(maps, 20001) is left
     assert drained(maps) == ([20001] if left is State.FREE else [])
@@ -110,13 +118,13 @@ def test_the_rest_begins_when_the_flow_is_closed(maps: Maps, table: FlowTable) -
     drained(maps)
     put(maps, 20001, since=NOW - 3600)
 
-    table.close_routes([1], known=[], now=NOW)
-    table.sweep([], now=NOW + REST_SECONDS - 0.5)
+    table.close_routes([1], known=routes(), now=NOW)
+    table.sweep(routes(), now=NOW + REST_SECONDS - 0.5)
     assert state(maps, 20001) is State.CLOSING
 
-    table.sweep([], now=NOW + REST_SECONDS + 0.5)
+    table.sweep(routes(), now=NOW + REST_SECONDS + 0.5)
     assert state(maps, 20001) is State.FREE
-    table.sweep([], now=NOW + 3600)
+    table.sweep(routes(), now=NOW + 3600)
     assert drained(maps) == [20001], "freed once, queued once"
 
 
@@ -129,12 +137,12 @@ def test_closing_a_route_closes_all_its_flows_and_no_others(maps: Maps, table: F
     put(maps, 20003, State.PENDING, route=8)
     put(maps, 20004, State.CLOSING, route=7, since=NOW - 5)
 
-    assert table.close_routes([7, 99], known=[8], now=NOW) == 2
+    assert table.close_routes([7, 99], known=routes(8), now=NOW) == 2
 
     assert [state(maps, port) for port in range(20001, 20005)] == [
         *(State.CLOSING, State.CLOSING, State.PENDING, State.CLOSING)
     ]
-    table.sweep([8], now=NOW + REST_SECONDS - 4)
+    table.sweep(routes(8), now=NOW + REST_SECONDS - 4)
     assert state(maps, 20004) is State.FREE, "its rest has not begun anew"
 
 
@@ -142,19 +150,19 @@ def test_a_flow_with_another_living_route_goes_on_with_that(maps: Maps, table: F
     """Or a stranger ends a client's flow by a request in its name and hanging up."""
     put(maps, 20001, State.ESTABLISHED, route=7, next_route=8)
 
-    assert table.close_routes([7], known=[8], now=NOW) == 0
+    assert table.close_routes([7], known=routes(8), now=NOW) == 0
 
     book = maps.slots["book"][20001]
     assert state(maps, 20001) is State.ESTABLISHED
     assert (book["route"], book["next_route"]) == (8, 0)
-    assert table.close_routes([8], known=[], now=NOW) == 1, "and ends with that"
+    assert table.close_routes([8], known=routes(), now=NOW) == 1, "and ends with that"
 
 
 def test_a_flow_whose_route_is_gone_is_closed(maps: Maps, table: FlowTable) -> None:
     put(maps, 20001, route=1)
     put(maps, 20002, State.PENDING, route=2)
 
-    assert table.sweep([2], now=NOW) == 1
+    assert table.sweep(routes(2), now=NOW) == 1
 
     assert state(maps, 20001) is State.CLOSING
     assert state(maps, 20002) is State.PENDING
@@ -164,7 +172,7 @@ def test_a_flow_on_its_way_to_a_new_route_stays(maps: Maps, table: FlowTable) ->
     """An ICE restart: the old session's route goes before the new one is confirmed."""
     put(maps, 20001, route=1, next_route=2)
 
-    assert table.sweep([2], now=NOW) == 0
+    assert table.sweep(routes(2), now=NOW) == 0
     assert state(maps, 20001) is State.ESTABLISHED
 
 
@@ -172,7 +180,7 @@ def test_without_any_route_every_flow_goes(maps: Maps, table: FlowTable) -> None
     put(maps, 20001)
     put(maps, 20002, State.PENDING)
 
-    assert table.sweep([], now=NOW) == 2
+    assert table.sweep(routes(), now=NOW) == 2
 
 
 class OpenedMeanwhile:
@@ -194,8 +202,8 @@ class OpenedMeanwhile:
 @pytest.mark.parametrize(
     "end",
     [
-        lambda table: table.sweep([2], now=NOW),
-        lambda table: table.close_routes([1], known=[], now=NOW),
+        lambda table: table.sweep(routes(2), now=NOW),
+        lambda table: table.close_routes([1], known=routes(), now=NOW),
     ],
     ids=["sweep", "close"],
 )
@@ -212,7 +220,7 @@ def test_a_slot_that_is_opened_meanwhile_is_not_judged_by_what_it_was(
 def test_pending_slots_end_by_idleness_too(maps: Maps, table: FlowTable) -> None:
     put(maps, 20001, State.PENDING, seen=NOW - IDLE_SECONDS - 1)
 
-    assert table.sweep([1], now=NOW) == 1
+    assert table.sweep(routes(1), now=NOW) == 1
     assert state(maps, 20001) is State.CLOSING
 
 
@@ -226,7 +234,7 @@ def test_a_routes_own_entry_names_the_slots_to_look_at(
     put(maps, 20004, State.CLOSING, route=7, since=NOW - 5)
 
     among = [20001, 20003, 20004, 0, 0, 20001]
-    assert table.close_routes(ended, known=[8], now=NOW, among=among) == 1
+    assert table.close_routes(ended, known=routes(8), now=NOW, among=among) == 1
 
     assert [state(maps, slot) for slot in (20001, 20002, 20003)] == [
         *(State.CLOSING, State.ESTABLISHED, State.ESTABLISHED)
@@ -249,13 +257,13 @@ def test_flows_of_other_addresses_are_closed(maps: Maps, table: FlowTable) -> No
 def test_route_ids_are_told_apart_however_far_apart_they_lie(maps: Maps, table: FlowTable) -> None:
     """They share places in what the sweep looks them up in, and 0 is no route."""
     known = [1, 2**20 + 1, 2**31, 2**32 - 1, 5, 5 + 2**16, 5 + 2**17]
-    routes = [*known, 2, 2**20 + 2, 2**31 - 1, 5 + 2**18, 0]
-    for place, route in enumerate(routes):
+    named = [*known, 2, 2**20 + 2, 2**31 - 1, 5 + 2**18, 0]
+    for place, route in enumerate(named):
         put(maps, 20000 + place, route=route)
 
-    assert table.sweep(known, now=NOW) == len(routes) - len(known)
-    assert [state(maps, 20000 + place) for place in range(len(routes))] == [
-        State.ESTABLISHED if route in known else State.CLOSING for route in routes
+    assert table.sweep(routes(*known), now=NOW) == len(named) - len(known)
+    assert [state(maps, 20000 + place) for place in range(len(named))] == [
+        State.ESTABLISHED if route in known else State.CLOSING for route in named
     ]
 
 
@@ -297,7 +305,7 @@ def test_a_port_lost_between_freeing_and_saying_so_comes_back(
     with monkeypatch.context() as patch:
         patch.setattr(maps, "free_slots", die)
         with pytest.raises(Died):
-            table.sweep([], now=NOW)
+            table.sweep(routes(), now=NOW)
     assert drained(maps) == []
 
     FlowTable(maps).rebuild_free()
@@ -321,11 +329,11 @@ def test_flows_outside_another_range_are_closed_and_their_ports_never_opened(
     table = FlowTable(maps)
     table.rebuild_free()
 
-    assert table.sweep([1], now=NOW) == 1
+    assert table.sweep(routes(1), now=NOW) == 1
     assert state(maps, 20001) is State.CLOSING
     assert state(maps, 20040) is State.PENDING
 
-    table.sweep([1], now=NOW + REST_SECONDS + 0.5)
+    table.sweep(routes(1), now=NOW + REST_SECONDS + 0.5)
     assert state(maps, 20001) is State.FREE
     assert drained(maps) == [port for port in range(20032, 20101) if port != 20040]
 
@@ -376,7 +384,7 @@ def test_no_slot_is_lost_or_given_twice_however_often_an_agent_starts(
         for _ in range(40):
             table.close_all(now=NOW)
             bpf.wait_for_programs()  # as they all end within a port's rest
-            table.sweep([], now=NOW + 60)
+            table.sweep(routes(), now=NOW + 60)
             table.rebuild_free()
     finally:
         stop.set()
@@ -451,16 +459,17 @@ def test_a_transceiver_is_referred_to_until_its_last_port_is_free(
     put(maps, 20002, State.CLOSING, transceiver=4, since=NOW - 60)
     assert table.transceivers() == {3, 4}
 
-    table.sweep([1], now=NOW)
+    table.sweep(routes(1), now=NOW)
     assert table.transceivers() == {3}
 
 
-def test_the_highest_route_counts_those_to_come(maps: Maps, table: FlowTable) -> None:
-    assert table.highest_route() == 0
+def test_slots_in_use_name_their_routes_and_those_to_come(maps: Maps, table: FlowTable) -> None:
+    assert set(table.named_routes()) == set()
     put(maps, 20001, route=17, next_route=0)
-    put(maps, 20002, route=3, next_route=19)
+    put(maps, 20002, State.CLOSING, route=3, next_route=19)
+    put(maps, 20003, State.FREE, route=4)
 
-    assert table.highest_route() == 19
+    assert set(table.named_routes()) == {17, 0, 3, 19}
 
 
 # Several inside addresses.
@@ -504,7 +513,7 @@ def test_a_slot_of_another_address_lives_and_ends_as_any(wide: Maps) -> None:
     put(wide, (1 << 16) + 20001)
     put(wide, (1 << 16) + 20002, State.CLOSING, since=NOW - 60)
 
-    assert table.sweep([1], now=NOW) == 0
+    assert table.sweep(routes(1), now=NOW) == 0
     assert drained(wide) == [(1 << 16) + 20002]
     (flow,) = table.flows(now=NOW)
     assert (flow.slot, flow.inside, flow.port) == ((1 << 16) + 20001, 1, 20001)
@@ -516,11 +525,11 @@ def test_flows_of_an_address_that_is_no_more_are_closed_and_not_opened_again(wid
     put(wide, (1 << 16) + 20001)
     table = FlowTable(wide)
 
-    assert table.sweep([1], now=NOW) == 1
+    assert table.sweep(routes(1), now=NOW) == 1
     assert state(wide, (2 << 16) + 20001) is State.CLOSING
 
     wide.slots["to_transceiver"]["seen"][(1 << 16) + 20001] = ticks(NOW + 60)
-    table.sweep([1], now=NOW + 60)
+    table.sweep(routes(1), now=NOW + 60)
     assert state(wide, (2 << 16) + 20001) is State.FREE
     assert drained(wide) == []
 

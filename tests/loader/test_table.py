@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from loader.routeids import INDEXES
 from loader.table import (
     LEASE_SECONDS,
     Lease,
@@ -103,7 +104,8 @@ def test_routes_end_with_the_lease_and_others_stay(table: RouteTable) -> None:
     assert list(ended.routes) == ["one+"]
     assert table.owner("one+") is None
     assert kept is not None
-    assert table.route_ids() == [kept.id]
+    assert len(table.ids) == 1
+    assert kept.id in table.ids
 
 
 def test_deregistering_ends_the_lease_and_can_be_repeated(table: RouteTable) -> None:
@@ -137,7 +139,7 @@ def test_a_new_instance_takes_over_without_the_old_routes(table: RouteTable) -> 
     assert list(old.routes) == ["abcd"], "the caller needs them to clear the maps"
     assert table.leases() == [registered.lease]
     assert table.owner("abcd") is None
-    assert table.route_ids() == []
+    assert len(table.ids) == 0
 
 
 def test_a_superseded_instance_is_refused_whatever_it_asks(table: RouteTable) -> None:
@@ -205,7 +207,8 @@ def test_a_route_leads_to_its_transceiver(table: RouteTable) -> None:
     route = add_route(table)
 
     assert table.owner("abcd") is lease
-    assert table.route_ids() == [route.id]
+    assert len(table.ids) == 1
+    assert route.id in table.ids
     assert lease.routes == {"abcd": route}
 
 
@@ -214,7 +217,8 @@ def test_making_a_route_again_does_no_harm(table: RouteTable) -> None:
     route = add_route(table)
 
     assert table.add_route("abcd", transceiver="x1", instance=FIRST) is None
-    assert table.route_ids() == [route.id]
+    assert len(table.ids) == 1
+    assert route.id in table.ids
 
 
 def test_a_route_says_whether_its_transceiver_makes_checks(table: RouteTable) -> None:
@@ -374,6 +378,16 @@ def test_route_ids_are_never_used_twice(table: RouteTable) -> None:
     assert 0 not in seen, "0 stands for no route in a slot"
 
 
+def test_a_route_is_found_by_its_id_until_it_is_removed(table: RouteTable) -> None:
+    register(table)
+    id = add_route(table).id
+
+    assert table.ufrag(id) == "abcd"
+    table.remove_route("abcd", instance=FIRST)
+    assert table.ufrag(id) is None
+    assert id not in table.ids
+
+
 def test_the_index_of_an_ended_lease_rests_until_it_is_released(table: RouteTable) -> None:
     index = register(table).lease.index
     table.expire(now=LEASE_SECONDS)
@@ -423,7 +437,7 @@ def adopted(**change: object) -> Lease:
 
 
 def test_an_adopted_transceiver_has_one_lease_of_time_to_renew(table: RouteTable) -> None:
-    table.adopt(adopted(), now=1000.0)
+    table.adopt([adopted()], now=1000.0)
 
     assert table.expire(now=1000.0 + LEASE_SECONDS - 0.1) == []
     (ended,) = table.expire(now=1000.0 + LEASE_SECONDS)
@@ -431,42 +445,51 @@ def test_an_adopted_transceiver_has_one_lease_of_time_to_renew(table: RouteTable
 
 
 def test_a_renewal_after_adoption_keeps_routes_and_index(table: RouteTable) -> None:
-    table.adopt(adopted(), now=1000.0)
+    table.adopt([adopted()], now=1000.0)
 
     registered = register(table, now=1001.0)
 
     assert not registered.new
     assert registered.lease.index == 3
     assert registered.lease.http == "http://x"
-    assert table.route_ids() == [17]
+    assert 17 in table.ids
+    assert table.ufrag(17) == "abcd"
 
 
 def test_a_new_instance_after_adoption_does_not_keep_them(table: RouteTable) -> None:
-    table.adopt(adopted(), now=1000.0)
+    table.adopt([adopted()], now=1000.0)
 
     registered = register(table, instance=SECOND, now=1001.0)
 
     assert registered.new
     assert registered.lease.index != 3
-    assert table.route_ids() == []
+    assert len(table.ids) == 0
 
 
-def test_new_route_ids_lie_above_all_adopted_ones(table: RouteTable) -> None:
-    table.adopt(adopted(), now=0.0)
-    assert add_route(table, "efgh").id == 18
+def test_no_new_route_has_the_id_of_an_adopted_one_or_one_that_a_slot_names(
+    table: RouteTable,
+) -> None:
+    table.adopt([adopted(routes={"abcd": Route(1)})], now=0.0, named=[0, 2, 3])
 
-    table.adopt_route_ids(500)
-    assert add_route(table, "ijkl").id == 501
+    assert [add_route(table, ufrag).id for ufrag in ("efgh", "ijkl")] == [4, 5]
 
-    table.adopt_route_ids(3)
-    assert add_route(table, "mnop").id == 502
+
+def test_routes_that_share_an_index_are_told_apart(table: RouteTable) -> None:
+    """Ids of an earlier version, which gave them in turn."""
+    table.adopt([adopted(routes={"abcd": Route(5), "efgh": Route(5 + INDEXES)})], now=0.0)
+
+    assert [table.ufrag(id) for id in (5, 5 + INDEXES, 6)] == ["abcd", "efgh", None]
+    for ufrag, id in (("efgh", 5 + INDEXES), ("abcd", 5)):
+        table.remove_route(ufrag, instance=FIRST)
+        assert table.ufrag(id) is None
+    assert len(table.ids) == 0
 
 
 def test_indexes_that_slots_still_name_are_kept_from_new_transceivers(table: RouteTable) -> None:
-    table.adopt_indexes({0, 1, 2})
+    table.adopt([adopted(index=1)], now=0.0, resting=[0, 1, 2])
 
-    assert register(table).lease.index == 3
-    assert table.resting_indexes() == [0, 1, 2]
+    assert register(table, "x2", instance=STRANGER, port=1).lease.index == 3
+    assert table.resting_indexes() == [0, 2]
 
 
 def test_the_pinned_instance_is_not_the_word_itself() -> None:
