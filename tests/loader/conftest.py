@@ -272,9 +272,17 @@ def own_pins() -> Iterator[Path]:
 class AgentProcess:
     """A running agent."""
 
-    def __init__(self, host: Host, folder: Path, pins: Path) -> None:
+    def __init__(
+        self,
+        host: Host,
+        folder: Path,
+        pins: Path,
+        *,
+        ports: str = f"{FIRST_PORT}-{LAST_PORT}",
+    ) -> None:
         self.host = host
         self.pins = pins
+        self._ports = ports
         self.socket = folder / "agent.sock"
         self._log = folder / "agent.log"
         self.start()
@@ -290,7 +298,7 @@ class AgentProcess:
             *("--public", "public", "--inside", "inside"),
             *("--vip", f"{VIP.address}:{VIP.port}", "--inside-address", RELAY_INSIDE),
             *("--vip", f"[{VIP6.address}]:{VIP6.port}", "--inside-address", RELAY_INSIDE6),
-            *("--inside-ports", f"{FIRST_PORT}-{LAST_PORT}"),
+            *("--inside-ports", self._ports),
             *("--socket", str(socket or self.socket), "--pins", str(self.pins)),
         ]
 
