@@ -12,17 +12,29 @@ from pathlib import Path
 from aiohttp import web
 from pyroute2 import AsyncIPRoute
 
-from loader import datapath
+from loader import bpf, datapath
 from loader.agent import Agent
 from loader.api import application
+from loader.capabilities import Capability, held, require
 from loader.config import AgentConfig
 from loader.errors import ShuntError
-from loader.maps import DEFAULT_PINS, Maps, versioned
+from loader.maps import DEFAULT_PINS, Maps
 from loader.network import Network
 
-__all__ = ["run", "unload"]
+__all__ = ["load", "run", "unload"]
 
 log = logging.getLogger(__name__)
+
+
+def load(config: AgentConfig) -> None:
+    """Load and pin the program, for an agent with this configuration that may not do so itself.
+
+    Raises ShuntError, also while an agent runs.
+    """
+    datapath.make_room(config.pins)
+    with _owned(config.pins):
+        program = datapath.load(config.pins, len(config.inside_entries))
+        log.info("program %s (id %d) is pinned", program.tag, program.id)
 
 
 def run(config: AgentConfig) -> None:
@@ -30,21 +42,33 @@ def run(config: AgentConfig) -> None:
 
     The program and its maps stay when this ends; `unload` takes them away. Raises ShuntError.
     """
-    if os.geteuid() != 0:
-        raise ShuntError("the agent loads BPF programs, which is root's", "Use sudo.")
-    datapath.mount_bpffs()
-    versioned(config.pins).mkdir(parents=True, exist_ok=True)
+    require(Capability.BPF, Capability.NET_ADMIN, what="the agent")
+    datapath.make_room(config.pins)
     with _owned(config.pins):
-        program = datapath.load(config.pins, len(config.inside_entries))
+        program = _program(config)
         log.info("program %s (id %d) is loaded", program.tag, program.id)
         with Maps(config.pins, writable=True) as maps:
             asyncio.run(_serve(config, maps))
 
 
+def _program(config: AgentConfig) -> bpf.ProgramInfo:
+    """A fresh one. What that takes lets one read the kernel's memory, too, so an agent may well be
+    kept from it: then the one that `load` has left."""
+    inside = len(config.inside_entries)
+    if Capability.PERFMON in held():
+        return datapath.load(config.pins, inside)
+    return datapath.loaded(config.pins, inside)
+
+
 @contextmanager
 def _owned(pins: Path) -> Iterator[None]:
     """No other process runs an agent on these pins, or unloads them. Raises ShuntError."""
-    lock = os.open(pins, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        lock = os.open(pins, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        raise ShuntError(
+            f"{pins} is another user's", "Be that user, or root; `ls -ld` says who it is."
+        ) from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,5 +137,6 @@ async def _serve_agent(agent: Agent) -> None:
 def unload(pins: Path = DEFAULT_PINS) -> None:
     """Take the relay off this network namespace's interfaces and remove its pins; no error if
     there is none. Raises ShuntError while an agent runs."""
+    require(Capability.NET_ADMIN, what="unloading the relay")
     with _owned(pins) if pins.is_dir() else nullcontext():
         datapath.unload(pins)

@@ -18,6 +18,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from loader import bpf
+from loader.capabilities import Capability, require
 from loader.compile import PARTS, PROGRAM
 from loader.errors import ShuntError
 from loader.links import Link, link_of, mode_of
@@ -30,7 +31,8 @@ __all__ = [
     "attach",
     "attached_mode",
     "load",
-    "mount_bpffs",
+    "loaded",
+    "make_room",
     "pinned_program",
     "unload",
 ]
@@ -38,6 +40,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 BPFFS = Path("/sys/fs/bpf")
+PROGRAM_NAME = "shunt"  # as the kernel knows it
 _COMPILE_LIMIT = 600.0  # seconds; it takes a few, and minutes on an emulated machine
 _FLAG_GENERIC, _FLAG_NATIVE = 1 << 1, 1 << 2
 
@@ -69,33 +72,59 @@ class Attachment:
     veth: bool = False
 
 
-def mount_bpffs() -> None:
-    """Mount bpffs where pins go, if the system has not. Raises ShuntError."""
-    with open("/proc/mounts") as mounts:
-        if any(line.split()[1:3] == [str(BPFFS), "bpf"] for line in mounts):
-            return
+def make_room(pins: Path) -> None:
+    """Make the folder for *pins* in bpffs, which is mounted if the system has not. Raises
+    ShuntError."""
+    if pins.is_relative_to(BPFFS) and not _in_bpffs(BPFFS):
+        _mount_bpffs()
+    if not _in_bpffs(pins):
+        raise ShuntError(f"{pins} is not in bpffs", f"Choose --pins below {BPFFS}.")
+    try:
+        versioned(pins).mkdir(parents=True, exist_ok=True)
+    except PermissionError as error:
+        raise ShuntError(
+            f"cannot make {error.filename}: {error.strerror}",
+            f"Let the agent's user have {pins}: `sudo install -d -o USER -m 700 {pins}`.",
+        ) from None
+    except OSError as error:
+        raise ShuntError(f"cannot make {versioned(pins)}: {error.strerror}") from None
+
+
+def _in_bpffs(path: Path) -> bool:
+    """Whether what is made at *path* is in a bpffs: of the mounts it is below, the innermost."""
+    below = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if path.is_relative_to(mount := before.split()[4]):
+            below.append((len(mount), after.split()[0]))
+    return max(reversed(below), key=lambda found: found[0])[1] == "bpf"  # of equals the last hides
+
+
+def _mount_bpffs() -> None:
     mounted = subprocess.run(
         ["mount", "-t", "bpf", "bpf", str(BPFFS)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
         raise ShuntError(
             f"cannot mount bpffs at {BPFFS}: {mounted.stderr.strip()}",
-            "Run as root, on a kernel with BPF (CONFIG_BPF_SYSCALL).",
+            f"Have it mounted by root: `sudo mount -t bpf bpf {BPFFS}`; systemd does so at boot.",
         )
 
 
 def load(pins: Path, inside: int = 1) -> bpf.ProgramInfo:
     """Compile the program for this kernel, with maps for so many *inside* addresses, and pin it;
-    pinned maps keep what they hold.
+    pinned maps keep what they hold. Takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: without the last
+    the verifier refuses what this program does with pointers, and guards what is left against
+    Spectre, which costs media three times the time.
 
     Raises ShuntError with the compiler's or the verifier's last words, and if maps for another
     number of inside addresses, or of another version's shape, are pinned.
     """
-    mount_bpffs()
-    try:
-        check_shapes(pins, sizes(inside))
-    except PermissionError:
-        raise ShuntError(*_explain("Operation not permitted")) from None
+    require(
+        Capability.BPF, Capability.NET_ADMIN, Capability.PERFMON, what="loading the XDP program"
+    )
+    make_room(pins)
+    _check_shapes(pins, inside)
     try:
         compiled = subprocess.run(
             [sys.executable, "-m", "loader.compile", str(pins), str(inside)],
@@ -115,6 +144,20 @@ def load(pins: Path, inside: int = 1) -> bpf.ProgramInfo:
     return pinned_program(pins)
 
 
+def loaded(pins: Path, inside: int = 1) -> bpf.ProgramInfo:
+    """The program that `load` has pinned. Raises ShuntError if there is none, or not for so many
+    *inside* addresses."""
+    _check_shapes(pins, inside)
+    try:
+        return pinned_program(pins)
+    except FileNotFoundError:
+        raise ShuntError(
+            f"no program is loaded at {versioned(pins)}",
+            f"Load it with `sudo shunt agent load`; an agent that has {Capability.PERFMON} does "
+            "so itself.",
+        ) from None
+
+
 def pinned_program(pins: Path) -> bpf.ProgramInfo:
     """The program that is pinned, and goes onto interfaces. Raises OSError if there is none."""
     descriptor = bpf.pinned(versioned(pins) / PROGRAM)
@@ -124,11 +167,27 @@ def pinned_program(pins: Path) -> bpf.ProgramInfo:
         os.close(descriptor)
 
 
+def _check_shapes(pins: Path, inside: int) -> None:
+    try:
+        check_shapes(pins, sizes(inside))
+    except PermissionError as error:
+        if error.errno == errno.EPERM:
+            raise ShuntError(*_explain("Operation not permitted")) from None
+        raise ShuntError(
+            f"the pins at {versioned(pins)} are another user's",
+            f"Give them to the agent's: `sudo chown -R USER {pins}`.",
+        ) from None
+
+
 def _explain(trouble: str) -> tuple[str, str]:
     if "No module named 'bcc'" in trouble or "libbcc.so" in trouble:
         return "BCC is not installed", "Install python3-bpfcc, or run `./provision.sh`."
     if "Operation not permitted" in trouble:
-        return "the kernel does not let us load BPF programs", "Run as root."
+        return (
+            "the kernel does not let us load BPF programs",
+            "Capabilities count only outside of containers' user namespaces, and Secure Boot's "
+            "lockdown can forbid BPF.",
+        )
     lines = trouble.splitlines() or ["no output"]
     return (
         "the XDP program cannot be loaded on this kernel:\n" + "\n".join(lines[-12:]),
@@ -143,6 +202,7 @@ def attach(pins: Path, interfaces: list[str]) -> list[Attachment]:
     ShuntError if an interface is missing, carries somebody else's program, or takes none.
     """
     descriptor = bpf.pinned(versioned(pins) / PROGRAM)
+    ours = _own_programs(pins)
     carriers: dict[int, tuple[Mode, str]] = {}  # the parent of several VLANs is attached once
     done: list[Attachment] = []
     try:
@@ -150,7 +210,7 @@ def attach(pins: Path, interfaces: list[str]) -> list[Attachment]:
             for name in interfaces:
                 carrier = _carrier(netlink, name)
                 if carrier.ifindex not in carriers:
-                    bare = _check_bare_or_ours(netlink, carrier)
+                    bare = _check_bare_or_ours(netlink, carrier, ours)
                     mode, why = carriers[carrier.ifindex] = _attach(netlink, descriptor, carrier)
                     if bare:
                         undo.callback(_detach, netlink, carrier.ifindex, mode)
@@ -233,22 +293,34 @@ def _detach(netlink: IPRoute, ifindex: int, mode: Mode) -> None:
         _set_program(netlink, ifindex, -1, mode)
 
 
-def _check_bare_or_ours(netlink: IPRoute, carrier: _Carrier) -> bool:
+def _check_bare_or_ours(netlink: IPRoute, carrier: _Carrier, ours: set[int]) -> bool:
     """Whether the interface is bare. Raises ShuntError if it is somebody else's."""
     _mode, id = _attached(netlink, carrier.ifindex)
     if not id:
         return True
-    descriptor = bpf.program_by_id(id)
-    try:
-        found = bpf.program_info(descriptor)
-    finally:
-        os.close(descriptor)
-    if found.name != "shunt":
-        raise ShuntError(
-            f"{carrier.name} already carries another XDP program: {found.name} (id {id})",
-            f"Take it off first: `ip link set dev {carrier.name} xdp off`.",
-        )
-    return False
+    if id in ours or (name := _name(id)) == PROGRAM_NAME:
+        return False
+    raise ShuntError(
+        f"{carrier.name} already carries another XDP program: {name or 'one'} (id {id})",
+        f"Take it off first: `ip link set dev {carrier.name} xdp off`.",
+    )
+
+
+def _own_programs(pins: Path) -> set[int]:
+    """Ids of all programs that agents have pinned here, of any version: none is forgotten while an
+    interface carries it (`_forget_parts`). To look at a program by its id takes CAP_SYS_ADMIN."""
+    return {int(pin.name.removeprefix(PARTS)) for pin in pins.glob(f"*/{PARTS}*")}
+
+
+def _name(id: int) -> str:
+    """A program's name; empty if it is gone, or not ours to see."""
+    with suppress(FileNotFoundError, PermissionError):
+        descriptor = bpf.program_by_id(id)
+        try:
+            return bpf.program_info(descriptor).name
+        finally:
+            os.close(descriptor)
+    return ""
 
 
 def _set_program(netlink: IPRoute, ifindex: int, descriptor: int, mode: Mode) -> None:
@@ -286,17 +358,11 @@ def unload(pins: Path) -> None:
 
     What is not there is no error. Flows end with it.
     """
+    ours = _own_programs(pins)
     with IPRoute() as netlink:
         for link in netlink.get_links():
             mode, id = _xdp_of(link)
-            if not id:
-                continue
-            descriptor = bpf.program_by_id(id)
-            try:
-                ours = bpf.program_info(descriptor).name == "shunt"
-            finally:
-                os.close(descriptor)
-            if ours:
+            if id and (id in ours or _name(id) == PROGRAM_NAME):
                 _set_program(netlink, link["index"], -1, mode)
     folder = versioned(pins)
     if folder.is_dir():

@@ -12,9 +12,12 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loader.errors import ShuntError
+
+if TYPE_CHECKING:
+    from loader.config import AgentConfig
 
 __all__ = ["main"]
 
@@ -83,31 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD …")
 
     agent = _noun(nouns, "agent", "the daemon on a relay host")
-    run = _command(agent, "run", _agent_run, "load, attach and serve, in the foreground", root=True)
-    run.add_argument("--public", required=True, type=_names, metavar="IFACE[,…]")
-    run.add_argument("--inside", required=True, type=_names, metavar="IFACE[,…]")
-    run.add_argument(
-        "--vip",
-        required=True,
-        type=_endpoint,
-        action="append",
-        metavar="ADDR:PORT",
-        help="repeatable; [IPV6]:PORT for IPv6",
+    run = _command(agent, "run", _agent_run, "load, attach and serve, in the foreground")
+    _agent_options(run)
+    load = _command(
+        agent, "load", _agent_load, "load only, for an agent without CAP_PERFMON; same options"
     )
-    run.add_argument(
-        "--inside-address",
-        required=True,
-        action="append",
-        metavar="ADDR",
-        help="repeatable; IPv4 and IPv6",
-    )
-    run.add_argument("--inside-ports", type=_port_range, default=(10000, 32767), metavar="A-B")
-    run.add_argument("--socket", default=AGENT_SOCKET, metavar="PATH")
-    run.add_argument("--uid", type=int, action="append", default=[], help="may use the socket")
-    run.add_argument("--pins", default=PINS, metavar="DIR", help="in bpffs")
-    unload = _command(
-        agent, "unload", _agent_unload, "detach the program, remove the pins", root=True
-    )
+    _agent_options(load)
+    unload = _command(agent, "unload", _agent_unload, "detach the program, remove the pins")
     unload.add_argument("--pins", default=PINS, metavar="DIR")
 
     transceiver = _noun(nouns, "transceiver", "the process that terminates WebRTC")
@@ -151,6 +136,30 @@ def _parser() -> argparse.ArgumentParser:
     call.add_argument("--save", type=Path, metavar="OUT.wav", help="keep what comes back")
     _output(call)
     return parser
+
+
+def _agent_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--public", required=True, type=_names, metavar="IFACE[,…]")
+    parser.add_argument("--inside", required=True, type=_names, metavar="IFACE[,…]")
+    parser.add_argument(
+        "--vip",
+        required=True,
+        type=_endpoint,
+        action="append",
+        metavar="ADDR:PORT",
+        help="repeatable; [IPV6]:PORT for IPv6",
+    )
+    parser.add_argument(
+        "--inside-address",
+        required=True,
+        action="append",
+        metavar="ADDR",
+        help="repeatable; IPv4 and IPv6",
+    )
+    parser.add_argument("--inside-ports", type=_port_range, default=(10000, 32767), metavar="A-B")
+    parser.add_argument("--socket", default=AGENT_SOCKET, metavar="PATH")
+    parser.add_argument("--uid", type=int, action="append", default=[], help="may use the socket")
+    parser.add_argument("--pins", default=PINS, metavar="DIR", help="in bpffs")
 
 
 def _noun(nouns: Any, name: str, text: str) -> Any:
@@ -276,25 +285,36 @@ def _lab_exec(arguments: argparse.Namespace) -> int:
 
 
 def _agent_run(arguments: argparse.Namespace) -> int:
-    from loader.client import Vip
-    from loader.config import AgentConfig
     from loader.daemon import run
 
     _log_to_stderr()
-    run(
-        AgentConfig(
-            public=arguments.public,
-            inside=arguments.inside,
-            vips=tuple(Vip(address, port) for address, port in arguments.vip),
-            inside_addresses=tuple(arguments.inside_address),
-            socket=Path(arguments.socket),
-            pins=Path(arguments.pins),
-            first_port=arguments.inside_ports[0],
-            last_port=arguments.inside_ports[1],
-            uids=frozenset(arguments.uid),
-        )
-    )
+    run(_agent_config(arguments))
     return 0
+
+
+def _agent_load(arguments: argparse.Namespace) -> int:
+    from loader.daemon import load
+
+    _log_to_stderr()
+    load(_agent_config(arguments))
+    return 0
+
+
+def _agent_config(arguments: argparse.Namespace) -> "AgentConfig":
+    from loader.client import Vip
+    from loader.config import AgentConfig
+
+    return AgentConfig(
+        public=arguments.public,
+        inside=arguments.inside,
+        vips=tuple(Vip(address, port) for address, port in arguments.vip),
+        inside_addresses=tuple(arguments.inside_address),
+        socket=Path(arguments.socket),
+        pins=Path(arguments.pins),
+        first_port=arguments.inside_ports[0],
+        last_port=arguments.inside_ports[1],
+        uids=frozenset(arguments.uid),
+    )
 
 
 def _log_to_stderr() -> None:

@@ -269,8 +269,22 @@ def own_pins() -> Iterator[Path]:
 # The agent as a process.
 
 
+def agent_arguments(
+    socket: Path, pins: Path, *, ports: str = f"{FIRST_PORT}-{LAST_PORT}"
+) -> list[str]:
+    """Of an agent on a host of `make_host`."""
+    return [
+        *("--public", "public", "--inside", "inside"),
+        *("--vip", f"{VIP.address}:{VIP.port}", "--inside-address", RELAY_INSIDE),
+        *("--vip", f"[{VIP6.address}]:{VIP6.port}", "--inside-address", RELAY_INSIDE6),
+        *("--inside-ports", ports),
+        *("--socket", str(socket), "--pins", str(pins)),
+    ]
+
+
 class AgentProcess:
-    """A running agent."""
+    """A running agent. *ports*: of inside addresses; *before*: what starts the process, with its
+    arguments."""
 
     def __init__(
         self,
@@ -279,10 +293,12 @@ class AgentProcess:
         pins: Path,
         *,
         ports: str = f"{FIRST_PORT}-{LAST_PORT}",
+        before: tuple[str, ...] = (),
     ) -> None:
         self.host = host
         self.pins = pins
         self._ports = ports
+        self._before = before
         self.socket = folder / "agent.sock"
         self._log = folder / "agent.log"
         self.start()
@@ -294,18 +310,12 @@ class AgentProcess:
 
     def spawn(self, *, log: Path, socket: Path | None = None) -> "subprocess.Popen[bytes]":
         """Start a process with this agent's arguments, whatever comes of it."""
-        arguments = [
-            *("--public", "public", "--inside", "inside"),
-            *("--vip", f"{VIP.address}:{VIP.port}", "--inside-address", RELAY_INSIDE),
-            *("--vip", f"[{VIP6.address}]:{VIP6.port}", "--inside-address", RELAY_INSIDE6),
-            *("--inside-ports", self._ports),
-            *("--socket", str(socket or self.socket), "--pins", str(self.pins)),
-        ]
+        arguments = agent_arguments(socket or self.socket, self.pins, ports=self._ports)
 
         def start() -> "subprocess.Popen[bytes]":
             with log.open("wb") as output:
                 return subprocess.Popen(
-                    [sys.executable, "-m", "tools", "agent", "run", *arguments],
+                    [*self._before, sys.executable, "-m", "tools", "agent", "run", *arguments],
                     cwd=ROOT,
                     stderr=output,
                 )

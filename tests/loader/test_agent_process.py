@@ -6,8 +6,6 @@ import os
 import random
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -29,7 +27,6 @@ from tests.loader.conftest import (
     INSTANCE,
     LAST_PORT,
     OTHER_INSTANCE,
-    ROOT,
     TRANSCEIVER,
     TRANSCEIVER6,
     VIP,
@@ -780,28 +777,3 @@ async def test_without_an_agent_the_client_says_what_to_start(tmp_path: Path) ->
         with pytest.raises(AgentUnavailable, match="cannot reach the agent") as error:
             await client.routes()
     assert "shunt agent run" in error.value.cure
-
-
-def test_only_root_may_run_it(tmp_path: Path) -> None:
-    script = (
-        "import pathlib; from loader.config import AgentConfig; from loader.client import Vip\n"
-        "from loader.daemon import run\n"
-        "from loader.errors import ShuntError\n"
-        "try: run(AgentConfig(public=('a',), inside=('b',), vips=(Vip('198.18.0.1', 1),),"
-        " inside_addresses=('198.18.1.1',), pins=pathlib.Path('/sys/fs/bpf/shunt-tl-nobody')))\n"
-        "except ShuntError as error: print(error.what, '|', error.cure)"
-    )
-
-    answer = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        user=65534,
-        group=65534,
-        extra_groups=[],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert "root's | Use sudo." in answer.stdout, answer.stderr
-    assert not Path("/sys/fs/bpf/shunt-tl-nobody").exists()

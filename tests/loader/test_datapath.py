@@ -3,8 +3,6 @@
 import ctypes
 import os
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -438,22 +436,8 @@ def test_unload_leaves_another_versions_pins_alone(host: Host, loaded: Path) -> 
 
 
 def test_pins_outside_bpffs_are_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(ShuntError, match="cannot be loaded"):
+    with pytest.raises(ShuntError, match=r"pins is not in bpffs") as error:
         datapath.load(tmp_path / "pins")
 
-
-def test_without_privilege_it_says_what_is_missing(own_pins: Path) -> None:
-    refused = subprocess.run(
-        [
-            *("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"),
-            *(sys.executable, "-c"),
-            "from pathlib import Path; from loader import datapath, errors\n"
-            f"try: datapath.load(Path({str(own_pins)!r}))\n"
-            "except errors.ShuntError as e: print(e.what, '|', e.cure)",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert "Run as root" in refused.stdout, refused.stderr
+    assert "/sys/fs/bpf" in error.value.cure
+    assert not (tmp_path / "pins").exists()
