@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 __all__ = [
+    "MACHINES",
     "Map",
     "MapInfo",
     "ProgramInfo",
@@ -44,6 +45,8 @@ _BATCH = 4096  # entries of a hash, asked for at a time
 
 _PERCPU = {5, 6}  # BPF_MAP_TYPE_PERCPU_HASH, …_PERCPU_ARRAY
 _NUMBERS = {"x86_64": 321, "aarch64": 280}
+MACHINES = frozenset(_NUMBERS)
+"""Those whose bpf(2) this knows, by `uname -m`."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -116,6 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--interval", type=float, default=1.0, metavar="S")
     _output(top)
 
+    doctor = _command(
+        nouns, "doctor", _doctor, "what keeps the relay from working here, and the cure; read-only"
+    )
+    doctor.add_argument("--interface", action="append", default=[], metavar="IFACE")
+    doctor.add_argument("--socket", default=AGENT_SOCKET, metavar="PATH")
+    doctor.add_argument("--pins", default=PINS, metavar="DIR", help="in bpffs")
+    _output(doctor)
+
     benches = _noun(nouns, "bench", "what the relay costs, against bare programs, in one run")
     for name, text in (
         ("dataplane", "nanoseconds a packet, by test runs"),
@@ -374,6 +382,17 @@ def _top(arguments: argparse.Namespace) -> int:
 
     return top.run(
         once=arguments.once, interval_s=arguments.interval, as_json=arguments.output == "json"
+    )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from tools.doctor.run import run
+
+    return run(
+        interfaces=arguments.interface,
+        socket=arguments.socket,
+        pins=Path(arguments.pins),
+        as_json=arguments.output == "json",
     )
 
 
