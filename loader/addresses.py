@@ -1,8 +1,9 @@
 """Which addresses VIPs, inside addresses and transceivers can have, and how they are written."""
 
 import ipaddress
+from urllib.parse import urlsplit
 
-__all__ = ["HostAddress", "Prefix", "endpoint", "host_address", "prefix"]
+__all__ = ["HostAddress", "Prefix", "endpoint", "host_address", "http_url", "prefix"]
 
 HostAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -60,3 +61,22 @@ def prefix(text: str) -> Prefix:
 def endpoint(address: str, port: int) -> str:
     """`198.18.0.1:3478`, or `[2001:db8::1]:3478`."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def http_url(text: str) -> str:
+    """An http or https URL with a host, and nothing in it that is for somebody's eyes only.
+
+    Raises ValueError with the rest of a sentence that begins with the URL.
+    """
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError("is no URL: write it in printable ASCII, without spaces")
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname, url.port
+    except ValueError as error:  # brackets that hold no IPv6 address, ports beyond 65535
+        raise ValueError(f"is no URL: {error}") from None
+    if url.scheme not in ("http", "https") or not host or port == 0:
+        raise ValueError("is no URL of http or https: give one as http://198.18.1.11:8080")
+    if url.username is not None or url.query or url.fragment:
+        raise ValueError("has more than scheme, host, port and path: leave the rest out")
+    return text

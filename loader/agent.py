@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from loader import datapath, types
-from loader.addresses import host_address
+from loader.addresses import host_address, http_url
 from loader.config import AgentConfig, outdated
 from loader.errors import ShuntError
 from loader.events import EventLog
@@ -29,7 +29,9 @@ from loader.picture import (
     picture_of_flows,
     picture_of_routes,
 )
-from loader.table import Lease, Refused, Registered, Route, RouteTable
+from loader.problems import Refused, quoted
+from loader.shapes import Registration
+from loader.table import Lease, Registered, Route, RouteTable
 
 __all__ = ["Agent"]
 
@@ -51,7 +53,7 @@ class Agent:
         self.events = EventLog(clock=time.time)
         self._maps = maps
         self._clock = clock
-        self._table = RouteTable(indexes=types.TRANSCEIVERS)
+        self._table = RouteTable(indexes=types.TRANSCEIVERS, max_routes=config.max_routes)
         self._network = network
         self.following = Follower(
             maps, network, self.events, leases=self._table.leases, clock=clock
@@ -129,22 +131,17 @@ class Agent:
 
     # What the API asks for.
 
-    async def register(self, id: str, body: dict[str, Any]) -> tuple[Registered, bool]:
+    async def register(self, id: str, asked: Registration) -> tuple[Registered, bool]:
         """Make or renew a lease; the transceiver's entry is in the map when this returns."""
-        try:
-            registered = self._table.register(
-                id,
-                instance=_typed(body, "instance", str),
-                address=self._address(_typed(body, "address", str)),
-                port=_typed(body, "port", int),
-                http=_typed(body, "http", str),
-                capacity=_typed(body, "capacity", int),
-                now=self._clock(),
-            )
-        except KeyError as error:
-            raise Refused(400, f"{error.args[0]} is missing") from None
-        except TypeError as error:
-            raise Refused(400, str(error)) from None
+        registered = self._table.register(
+            id,
+            instance=asked.instance,
+            address=self._address(asked.address),
+            port=asked.port,
+            http=_url(asked.http),
+            capacity=asked.capacity,
+            now=self._clock(),
+        )
         for ended in registered.ended:
             self.housekeeping.end(ended, "superseded")
         lease = registered.lease
@@ -162,20 +159,21 @@ class Agent:
 
     def add_route(
         self, ufrag: str, *, transceiver: str, instance: str, checks: bool = True
-    ) -> None:
-        """Make a route; the map holds it when this returns."""
+    ) -> bool:
+        """Make a route; the map holds it when this returns. Whether it was not there before."""
         route = self._table.add_route(
             ufrag, transceiver=transceiver, instance=instance, checks=checks
         )
         if route is None:
-            return
+            return False
         lease = self._table.owner(ufrag)
         assert lease is not None
         try:
             self._maps.add_route(ufrag, id=route.id, transceiver=lease.index, checks=route.checks)
         except ShuntError as full:
             self._table.remove_route(ufrag, instance=instance)
-            raise Refused(507, full.what) from None
+            raise Refused("route-map-full", f"{full.what}: {full.cure}") from None
+        return True
 
     def remove_route(self, ufrag: str, *, instance: str) -> None:
         """Remove a route and close its flows."""
@@ -241,14 +239,16 @@ class Agent:
         try:
             address = host_address(text)
         except ValueError as error:
-            raise Refused(400, f"the address {text[:45]!r} {error}") from None
-        if why := self.config.why_not_transceiver(address):
-            raise Refused(400, f"the address {address} {why}")
+            raise Refused(
+                "malformed-body", f"the address {quoted(text)} {error}", pointer="#/address"
+            ) from None
+        if refused := self.config.why_not_transceiver(address):
+            raise refused
         return str(address)
 
 
-def _typed(body: dict[str, Any], name: str, kind: type[Any]) -> Any:
-    value = body[name]
-    if type(value) is not kind:
-        raise TypeError(f"{name} must be {'a number' if kind is int else 'text'}")
-    return value
+def _url(text: str) -> str:
+    try:
+        return http_url(text)
+    except ValueError as error:
+        raise Refused("malformed-body", f"http: {quoted(text)} {error}", pointer="#/http") from None

@@ -1,13 +1,16 @@
 """The agent's HTTP API from the other side: what transceivers and tools call."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
 import aiohttp
+import msgspec
 
 from loader.errors import ShuntError
+from loader.problems import PROBLEMS, problem_uri
 
 __all__ = [
     "DEFAULT_SOCKET",
@@ -27,11 +30,19 @@ class AgentUnavailable(ShuntError):
 
 
 class AgentRefused(ShuntError):
-    """The agent said no: an HTTP *status* and its reason."""
+    """The agent said no: an HTTP *status*, the *type* of problem (a name of
+    `loader.problems.PROBLEMS`; empty if it did not say), a sentence of *detail*, and the *members*
+    that problems of that type have besides."""
 
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(f"the agent refuses: {why}")
+    def __init__(
+        self, status: int, type: str, detail: str, members: Mapping[str, Any] | None = None
+    ) -> None:
+        cure = PROBLEMS[type].to_do if type in PROBLEMS else ""
+        super().__init__(f"the agent refuses: {detail}", cure)
         self.status = status
+        self.type = type
+        self.detail = detail
+        self.members = dict(members or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +164,28 @@ class AgentClient:
             async with self._session.request(
                 method, f"http://agent{path}", headers=headers, json=body
             ) as response:
-                answer = await response.json() if response.status != 204 else {}
+                text = await response.read()
                 if response.status >= 400:
-                    raise AgentRefused(response.status, str(answer.get("error", response.reason)))
+                    raise _refusal(response.status, str(response.reason), text)
+                answer = msgspec.json.decode(text) if text else {}
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise AgentUnavailable(
                 f"cannot reach the agent at {self._socket}: {error or type(error).__name__}",
                 "Is it running? `shunt agent run`, or `shunt lab up`.",
             ) from error
         return dict(answer)
+
+
+def _refusal(status: int, reason: str, body: bytes) -> AgentRefused:
+    """What a problem says (RFC 9457); of what is none, a proxy's say, the status line."""
+    try:
+        problem = msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return AgentRefused(status, "", reason)
+    name = str(problem.pop("type", "")).removeprefix(problem_uri(""))
+    detail = problem.pop("detail", None) or problem.get("title") or reason
+    members = {key: value for key, value in problem.items() if key not in ("title", "status")}
+    return AgentRefused(status, name, str(detail), members)
 
 
 def _segment(text: str) -> str:

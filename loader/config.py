@@ -15,6 +15,7 @@ from loader.addresses import HostAddress, Prefix, endpoint, host_address, prefix
 from loader.client import DEFAULT_SOCKET, Vip
 from loader.errors import ShuntError
 from loader.maps import DEFAULT_PINS
+from loader.problems import Refused
 
 __all__ = [
     "LOG_FORMATS",
@@ -264,22 +265,30 @@ class AgentConfig:
         pairs = zip_longest(self._inside(4), self._inside(6))
         return tuple(InsideEntry(ipv4, ipv6) for ipv4, ipv6 in pairs)
 
-    def why_not_transceiver(self, address: HostAddress) -> str | None:
-        """Why no transceiver of this relay can have the address, or None if one can: the rest of
-        a sentence that begins with the address."""
+    def why_not_transceiver(self, address: HostAddress) -> Refused | None:
+        """Why no transceiver of this relay can have the address, or None if one can."""
         text = str(address)
         if text in self.inside_addresses or any(vip.address == text for vip in self.vips):
-            return "is the relay's own: give the transceiver's"
+            return Refused(
+                "address-of-the-relay",
+                f"the address {text} is the relay's own: give the transceiver's",
+                address=text,
+            )
         if not self._inside(address.version):
             has = 10 - address.version
-            return (
-                f"is IPv{address.version}, but the relay has no such inside address: "
-                f"give an IPv{has} one, or add an inside address"
+            return Refused(
+                "address-not-served",
+                f"the address {text} is IPv{address.version}, but the relay has no such inside "
+                f"address: give an IPv{has} one, or add an inside address",
+                address=text,
             )
         if self._prefixes and not any(address in allowed for allowed in self._prefixes):
-            return (
-                f"is in none of the transceivers' prefixes ({', '.join(self.transceiver_prefixes)})"
-                ": give one that is, or add a prefix"
+            return Refused(
+                "address-not-allowed",
+                f"the address {text} is in none of the transceivers' prefixes: give one that is, "
+                "or add a prefix",
+                address=text,
+                prefixes=list(self.transceiver_prefixes),
             )
         return None
 

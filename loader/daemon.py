@@ -14,7 +14,7 @@ from pyroute2 import AsyncIPRoute
 
 from loader import bpf, datapath
 from loader.agent import Agent
-from loader.api import application
+from loader.api import Runner, application
 from loader.capabilities import Capability, held, require
 from loader.config import AgentConfig
 from loader.errors import ShuntError
@@ -97,7 +97,7 @@ async def _serve(config: AgentConfig, maps: Maps) -> None:
 
 async def _serve_agent(agent: Agent) -> None:
     config = agent.config
-    runner = web.AppRunner(application(agent), access_log=None)
+    runner = Runner(application(agent))
     await runner.setup()
     try:
         config.socket.parent.mkdir(parents=True, exist_ok=True)

@@ -125,7 +125,7 @@ class Metrics:
                 Transceiver(
                     id=lease.id,
                     routes=len(lease.routes),
-                    quota=lease.quota,
+                    quota=self._table.quota(lease),
                     capacity=lease.capacity,
                     left=max(0.0, lease.expires - now),
                     reachable=bool(self._maps.transceiver(lease.index).resolved),

@@ -14,12 +14,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from loader.maps import ufrag_key
+from loader.problems import Refused, quoted
 from loader.routeids import INDEXES, Ids, RouteIds, index_of
 
 __all__ = [
     "LEASE_SECONDS",
     "Lease",
-    "Refused",
     "Registered",
     "Route",
     "RouteTable",
@@ -27,17 +27,10 @@ __all__ = [
 ]
 
 LEASE_SECONDS = 15.0
-MAX_ROUTES_PER_TRANSCEIVER = 8192
+MAX_ROUTES = 8192
+"""Of a transceiver, unless the configuration says otherwise."""
+
 MAX_SUPERSEDED = 4096  # instances remembered, so that two processes with one id do not alternate
-
-
-class Refused(Exception):
-    """The asker's fault: an HTTP *status* and one sentence."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +55,6 @@ class Lease:
     expires: float
     routes: dict[str, Route] = field(default_factory=dict)
 
-    @property
-    def quota(self) -> int:
-        """Routes it may hold: two a session, since an ICE restart has the old and the new."""
-        return min(2 * self.capacity, MAX_ROUTES_PER_TRANSCEIVER)
-
 
 @dataclass(frozen=True, slots=True)
 class Registered:
@@ -85,12 +73,15 @@ def instance_number(instance: str) -> int:
 
 
 class RouteTable:
-    """Leases and routes. *indexes*: how many transceivers the map holds.
+    """Leases and routes. *indexes*: how many transceivers the map holds; *max_routes*: how many
+    routes a transceiver may, which can be changed.
 
     What a request asks of it takes as long with half a million routes as with none.
     """
 
-    def __init__(self, *, indexes: int) -> None:
+    def __init__(self, *, indexes: int, max_routes: int = MAX_ROUTES) -> None:
+        self.max_routes = max_routes
+        self._indexes = indexes
         self._leases: dict[str, Lease] = {}
         self._sorted: list[Lease] | None = None
         self._endpoints: dict[tuple[str, int], Lease] = {}
@@ -157,16 +148,19 @@ class RouteTable:
         now: float,
     ) -> Registered:
         """Make or renew a lease. Raises Refused."""
-        self._check(id, instance, port, capacity)
+        _check_id(id)
         number = instance_number(instance)
         if number in self._superseded:
-            raise Refused(409, f"another process has taken the place of {id}")
+            raise _superseded(id)
         held = self._leases.get(id)
         if held and (held.instance, held.address, held.port) == (number, address, port):
             held.http, held.capacity, held.expires = http, capacity, now + LEASE_SECONDS
             return Registered(held, new=False)
         if not self._free:
-            raise Refused(503, "the relay has no room for another transceiver")
+            raise Refused(
+                "transceiver-map-full",
+                f"the relay has room for {self._indexes} transceivers, and no more: add a relay",
+            )
         other = self._endpoints.get((address, port))
         ended = [lease for lease in (held, other) if lease]
         if held is other:
@@ -210,29 +204,41 @@ class RouteTable:
         """The new route, or None if the transceiver holds it already. *checks*: whether the
         transceiver makes checks of its own. Raises Refused."""
         lease = self._authorised(transceiver, instance)
-        if not all(c.isascii() and (c.isalnum() or c in "+/") for c in ufrag):
-            raise Refused(400, "a ufrag has only letters, digits, + and / (RFC 8839 5.4)")
-        try:
-            ufrag_key(ufrag)
-        except ValueError as error:
-            raise Refused(400, str(error)) from None
+        _check_ufrag(ufrag)
         owner = self._ufrags.get(ufrag)
         if owner is lease:
             if lease.routes[ufrag].checks != checks:
-                raise Refused(409, f"the route {ufrag} was made otherwise: remove it first")
+                raise Refused(
+                    "route-differs",
+                    f"the route {ufrag} was made with other checks: remove it first",
+                )
             return None
         if owner is not None:
-            raise Refused(409, f"the ufrag {ufrag} is routed to another transceiver")
-        if len(lease.routes) >= lease.quota:
-            raise Refused(429, f"{transceiver} holds its quota of {lease.quota} routes")
+            raise Refused(
+                "ufrag-taken", f"the ufrag {ufrag} is routed to another transceiver: draw another"
+            )
+        if len(lease.routes) >= (quota := self.quota(lease)):
+            raise Refused(
+                "quota-exceeded",
+                f"{transceiver} holds its quota of {quota} routes: remove some first",
+                transceiver=transceiver,
+                quota=quota,
+            )
         id = self.ids.take()
         if id is None:
-            raise Refused(507, f"the relay holds {len(self.ids)} routes, and no more")
+            raise Refused(
+                "route-map-full",
+                f"the relay holds {len(self.ids)} routes, and no more",
+            )
         route = Route(id, checks)
         lease.routes[ufrag] = route
         self._ufrags[ufrag] = lease
         self._place(id, ufrag)
         return route
+
+    def quota(self, lease: Lease) -> int:
+        """Routes it may hold: two a session, since an ICE restart has the old and the new."""
+        return min(2 * lease.capacity, self.max_routes)
 
     def remove_route(self, ufrag: str, *, instance: str) -> Route | None:
         """The route removed, or None if there was none. Raises Refused."""
@@ -247,24 +253,18 @@ class RouteTable:
     def _authorised(self, id: str, instance: str) -> Lease:
         lease = self._leases.get(id)
         if lease is None:
-            raise Refused(404, f"no transceiver {id} is registered")
+            raise Refused(
+                "unknown-transceiver",
+                f"no transceiver {quoted(id)} is registered: register it first",
+                transceiver=id.encode("ascii", "replace").decode(),
+            )
         if instance_number(instance) in self._superseded:
-            raise Refused(409, f"another process has taken the place of {id}")
+            raise _superseded(id)
         if lease.instance != instance_number(instance):
-            raise Refused(403, f"another process speaks for {id}")
+            raise Refused(
+                "not-yours", f"another process speaks for {id}: send its own Shunt-Instance"
+            )
         return lease
-
-    def _check(self, id: str, instance: str, port: int, capacity: int) -> None:
-        if not 1 <= len(id) <= 63 or not all(
-            c.isascii() and (c.isalnum() or c in "-._") for c in id
-        ):
-            raise Refused(400, "an id has 1 to 63 letters, digits, hyphens, dots, underscores")
-        if len(instance) < 16:
-            raise Refused(400, "an instance is a random word of at least 16 characters")
-        if not 1 <= port <= 65535:
-            raise Refused(400, "port is out of range")
-        if capacity < 1:
-            raise Refused(400, "capacity is at least 1 session")
 
     def _begin(self, lease: Lease) -> None:
         self._leases[lease.id] = self._endpoints[lease.address, lease.port] = lease
@@ -296,3 +296,28 @@ class RouteTable:
         else:
             self._ufrag_at[index_of(route.id)] = None
         self.ids.give_back(route.id)
+
+
+def _superseded(id: str) -> Refused:
+    return Refused(
+        "superseded", f"another process has taken the place of {id}: give each an id of its own"
+    )
+
+
+def _check_id(id: str) -> None:
+    if not 1 <= len(id) <= 63 or not all(c.isascii() and (c.isalnum() or c in "-._") for c in id):
+        raise Refused(
+            "bad-id",
+            f"{quoted(id)} is no id: give 1 to 63 letters, digits, hyphens, dots, underscores",
+        )
+
+
+def _check_ufrag(ufrag: str) -> None:
+    if not all(c.isascii() and (c.isalnum() or c in "+/") for c in ufrag):
+        raise Refused(
+            "bad-ufrag", "a ufrag has only letters, digits, + and / (RFC 8839 5.4): draw another"
+        )
+    try:
+        ufrag_key(ufrag)
+    except ValueError as error:
+        raise Refused("bad-ufrag", f"{error}: draw another") from None

@@ -24,7 +24,8 @@ CALL_LIMIT = 3.0
 RENEWAL_LIMIT = 5.0
 """Seconds for one renewal; what routes it did not get to, the next one does."""
 
-SUPERSEDED = 409
+SUPERSEDED = "superseded"
+"""The problem of who is no longer the transceiver of that id."""
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Registration:
                 async with _within(RENEWAL_LIMIT):
                     delay = await self._renew()
             except ShuntError as error:
-                if isinstance(error, AgentRefused) and error.status == SUPERSEDED:
+                if isinstance(error, AgentRefused) and error.type == SUPERSEDED:
                     raise ShuntError(
                         f"another process registered as transceiver {self._id}",
                         "give each transceiver an --id of its own",

@@ -306,7 +306,11 @@ class AgentProcess:
     def start(self) -> None:
         """Start, or start again, and wait until it serves."""
         self.process = self.spawn(log=self._log)
-        eventually("the agent is ready", self._ready, within=20)
+        try:
+            eventually("the agent is ready", self._ready, within=60)
+        except BaseException:
+            self.kill()
+            raise
 
     def spawn(self, *, log: Path, socket: Path | None = None) -> "subprocess.Popen[bytes]":
         """Start a process with this agent's arguments, whatever comes of it."""
@@ -362,8 +366,10 @@ def own_agent(_own_agent: AgentProcess) -> AgentProcess:
 def _agent(name: str, folders: pytest.TempPathFactory) -> Iterator[AgentProcess]:
     host = make_host(f"{os.getpid()}-{name}")
     pins = PINS.with_name(f"{PINS.name}-{name}")
-    agent = AgentProcess(host, folders.mktemp(name), pins)
-    yield agent
-    agent.stop()
-    host.run(lambda: unload(pins))
-    remove_host(host)
+    try:
+        agent = AgentProcess(host, folders.mktemp(name), pins)
+        yield agent
+        agent.stop()
+    finally:
+        host.run(lambda: unload(pins))
+        remove_host(host)

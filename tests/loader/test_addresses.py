@@ -2,7 +2,7 @@
 
 import pytest
 
-from loader.addresses import endpoint, host_address, prefix
+from loader.addresses import endpoint, host_address, http_url, prefix
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,24 @@ def test_a_prefix_has_one_text(text: str, canonical: str) -> None:
 def test_what_is_no_prefix_says_what_to_give(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         prefix(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["http://198.18.1.11:8080", "https://x1.example/calls", "http://[2001:db8::1]:80", "http://a"],
+)
+def test_a_url_is_taken_as_it_is(text: str) -> None:
+    assert http_url(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "x", "http://", "http:///x", "ftp://x1", "//x1", "http://x1:0", "http://x1:65536"),
+        *("http://x1:port", "http://[fd00::zz]", "http://[::1", "http://me@x1", "http://me:it@x1"),
+        *("http://x1?a=b", "http://x1#a", "http://x1\n", "http://x 1", "http://ü"),
+    ],
+)
+def test_what_is_no_url_of_a_transceiver_is_told_why(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^(is no URL|has more)"):
+        http_url(text)

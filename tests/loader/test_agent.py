@@ -17,7 +17,7 @@ from pyroute2 import AsyncIPRoute
 
 from loader import types
 from loader.agent import Agent
-from loader.api import application
+from loader.api import Runner, application
 from loader.client import AgentClient, AgentRefused, Vip
 from loader.config import AgentConfig
 from loader.daemon import _serve_agent
@@ -25,7 +25,9 @@ from loader.datapath import Attachment, attach
 from loader.errors import ShuntError
 from loader.maps import Maps
 from loader.network import Network
-from loader.table import LEASE_SECONDS, Refused
+from loader.problems import Refused
+from loader.shapes import Registration
+from loader.table import LEASE_SECONDS
 from loader.types import Mode, State
 from tests.loader.conftest import (
     INSTANCE,
@@ -45,7 +47,7 @@ from tests.loader.conftest import (
 )
 from tools import netns
 
-BODY = {
+BODY: dict[str, Any] = {
     "instance": INSTANCE,
     "address": TRANSCEIVER,
     "port": 40000,
@@ -53,6 +55,7 @@ BODY = {
     "capacity": 4,
 }
 DATAGRAM = socket.SOCK_DGRAM
+BOTH = (RELAY_INSIDE, RELAY_INSIDE6)
 Story = Callable[[Agent], Awaitable[None]]
 
 
@@ -116,7 +119,7 @@ def start(host: Host, maps: Maps, clock: Clock, tmp_path: Path, pins: Path) -> S
 
 async def register(agent: Agent, id: str = "x1", **change: Any) -> int:
     """Register; the transceiver's index."""
-    registered, _reachable = await agent.register(id, {**BODY, **change})
+    registered, _reachable = await agent.register(id, Registration(**{**BODY, **change}))
     return registered.lease.index
 
 
@@ -188,27 +191,32 @@ def test_a_registered_transceiver_is_in_the_map_with_its_next_hop(
 
 
 @pytest.mark.parametrize(
-    ("inside", "address", "why"),
+    ("inside", "address", "problem", "why"),
     [
-        ((RELAY_INSIDE, RELAY_INSIDE6), RELAY_INSIDE, "the relay's own"),
-        ((RELAY_INSIDE, RELAY_INSIDE6), "2001:DB8:118:0::1", "the relay's own"),
-        ((RELAY_INSIDE, RELAY_INSIDE6), VIP.address, "the relay's own"),
-        ((RELAY_INSIDE, RELAY_INSIDE6), VIP6.address, "the relay's own"),
-        ((RELAY_INSIDE,), TRANSCEIVER6, "is IPv6, but .* give an IPv4 one, or add"),
-        ((RELAY_INSIDE6,), TRANSCEIVER, "is IPv4, but .* give an IPv6 one, or add"),
-        ((RELAY_INSIDE, RELAY_INSIDE6), f"::ffff:{TRANSCEIVER}", f"give {TRANSCEIVER} itself"),
+        (BOTH, RELAY_INSIDE, "address-of-the-relay", "give the transceiver's"),
+        (BOTH, "2001:DB8:118:0::1", "address-of-the-relay", "give the transceiver's"),
+        (BOTH, VIP.address, "address-of-the-relay", "give the transceiver's"),
+        (BOTH, VIP6.address, "address-of-the-relay", "give the transceiver's"),
+        ((RELAY_INSIDE,), TRANSCEIVER6, "address-not-served", "give an IPv4 one, or add"),
+        ((RELAY_INSIDE6,), TRANSCEIVER, "address-not-served", "give an IPv6 one, or add"),
+        (BOTH, "198.18.2.11", "address-not-allowed", "give one that is, or add a prefix"),
+        (BOTH, f"::ffff:{TRANSCEIVER}", "malformed-body", f"give {TRANSCEIVER} itself"),
     ],
 )
 def test_an_address_that_this_relay_cannot_serve_is_refused_with_the_cure(
-    start: Start, inside: tuple[str, ...], address: str, why: str
+    start: Start, inside: tuple[str, ...], address: str, problem: str, why: str
 ) -> None:
     async def story(agent: Agent) -> None:
         with pytest.raises(Refused, match=why) as error:
             await register(agent, address=address)
-        assert error.value.status == 400
+        assert error.value.name == problem
         assert list(start.maps.transceivers()) == []
 
-    start(story, config=replace(start.config, inside_addresses=inside))
+    prefixes = ("198.18.1.0/24",) if problem == "address-not-allowed" else ()
+    start(
+        story,
+        config=replace(start.config, inside_addresses=inside, transceiver_prefixes=prefixes),
+    )
 
 
 def test_one_address_written_in_two_ways_is_one_transceiver(start: Start) -> None:
@@ -299,9 +307,9 @@ def test_a_route_that_does_not_fit_into_the_map_is_no_route(start: Start) -> Non
     async def story(agent: Agent) -> None:
         await register(agent)
         start.maps.add_route = full  # type: ignore[method-assign]
-        with pytest.raises(Refused, match="full") as error:
+        with pytest.raises(Refused) as error:
             agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
-        assert error.value.status == 507
+        assert error.value.name == "route-map-full"
         del start.maps.add_route
         assert agent.routes() == {"routes": []}
         agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
@@ -314,7 +322,7 @@ def test_deregistering_while_the_kernel_is_asked_leaves_no_entry(start: Start) -
     async def story(agent: Agent) -> None:
         start.host.ip(f"neigh replace {TRANSCEIVER} lladdr 02:00:00:00:00:77 dev inside")
         for _ in range(20):
-            renewal = asyncio.create_task(agent.register("x1", dict(BODY)))
+            renewal = asyncio.create_task(agent.register("x1", Registration(**BODY)))
             await asyncio.sleep(0)
             agent.deregister("x1", INSTANCE)
             await renewal
@@ -329,12 +337,15 @@ def test_an_answer_for_a_gone_transceiver_is_not_written_to_the_next(start: Star
 
     async def story(agent: Agent) -> None:
         start.host.ip(f"neigh replace {TRANSCEIVER} lladdr 02:00:00:00:00:77 dev inside")
-        renewal = asyncio.create_task(agent.register("x1", dict(BODY)))
+        renewal = asyncio.create_task(agent.register("x1", Registration(**BODY)))
         await asyncio.sleep(0)
         agent.deregister("x1", INSTANCE)
         agent.housekeeping.sweep()
         next_one = asyncio.create_task(
-            agent.register("x2", {**BODY, "instance": OTHER_INSTANCE, "address": "198.18.1.99"})
+            agent.register(
+                "x2",
+                Registration(**{**BODY, "instance": OTHER_INSTANCE, "address": "198.18.1.99"}),
+            )
         )
         registered, _ = await renewal
         assert not start.maps.transceiver(registered.lease.index).resolved
@@ -707,7 +718,7 @@ def flow_port(agent: Agent) -> int:
 
 @asynccontextmanager
 async def served(agent: Agent) -> AsyncIterator[Path]:
-    runner = web.AppRunner(application(agent))
+    runner = Runner(application(agent))
     await runner.setup()
     await web.UnixSite(runner, str(agent.config.socket)).start()
     agent.config.socket.chmod(0o666)
@@ -747,7 +758,9 @@ def test_another_user_is_refused_whatever_they_ask(start: Start, request_line: s
             answer = await ask_as(65534, socket, request)
         head, _, body = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 403 ")
-        assert json.loads(body) == {"error": "this user may not use the agent"}
+        problem = json.loads(body)
+        assert problem["type"] == "/problems/forbidden"
+        assert problem["detail"].startswith("user 65534 may not use the agent: ")
 
     start(story)
 
@@ -764,11 +777,13 @@ def test_a_user_whom_the_configuration_allows_may_ask(start: Start) -> None:
 def test_a_superseded_process_is_told_so_over_http(start: Start) -> None:
     async def story(agent: Agent) -> None:
         async with served(agent) as socket, AgentClient(str(socket)) as client:
-            await client.register("x1", **BODY)  # type: ignore[arg-type]
-            await client.register("x1", **{**BODY, "instance": OTHER_INSTANCE})  # type: ignore[arg-type]
+            await client.register("x1", **BODY)
+            await client.register("x1", **{**BODY, "instance": OTHER_INSTANCE})
             with pytest.raises(AgentRefused) as error:
-                await client.register("x1", **BODY)  # type: ignore[arg-type]
-        assert error.value.status == 409
+                await client.register("x1", **BODY)
+        assert (error.value.status, error.value.type) == (409, "superseded")
+        assert error.value.detail.startswith("another process has taken the place of x1")
+        assert error.value.cure.startswith("Stop, or register under")
 
     start(story)
 

@@ -21,6 +21,7 @@ from loader.config import AgentConfig
 from loader.daemon import run, unload
 from loader.errors import ShuntError
 from loader.maps import Maps
+from loader.problems import PROBLEMS
 from loader.reasons import REASONS
 from tests.loader.conftest import (
     FIRST_PORT,
@@ -81,7 +82,11 @@ async def asked(socket: Path, method: str, path: str, **more: Any) -> tuple[int,
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(socket))) as session,
         session.request(method, f"http://agent{path}", **more) as response,
     ):
-        return response.status, await response.json() if response.status != 204 else None
+        if response.status == 204:
+            return response.status, None
+        wanted = "application/json" if response.status < 400 else "application/problem+json"
+        assert response.content_type == wanted
+        return response.status, await response.json(content_type=wanted)
 
 
 @pytest.fixture
@@ -334,6 +339,18 @@ NO_REGISTRATION: list[tuple[str, Any]] = [
     *((f"{name} null", {**BODY, name: None}) for name in BODY),
     *((f"{name} list", {**BODY, name: []}) for name in BODY),
     ("address number", {**BODY, "address": 5}),
+    ("one member more", {**BODY, "colour": "blue"}),
+    ("id", {**BODY, "id": "x1"}),
+    ("http no URL", {**BODY, "http": "198.18.1.11:8080"}),
+    ("http other scheme", {**BODY, "http": "ftp://198.18.1.11:8080"}),
+    ("http without a host", {**BODY, "http": "http://"}),
+    ("http with a user", {**BODY, "http": "http://me@198.18.1.11"}),
+    ("http with a port beyond", {**BODY, "http": "http://198.18.1.11:65536"}),
+    ("http with no IPv6", {**BODY, "http": "http://[fd00::zz]:80"}),
+    ("http with a space", {**BODY, "http": "http://198.18.1.11/a b"}),
+    ("http with a line's end", {**BODY, "http": "http://198.18.1.11\n"}),
+    ("http long", {**BODY, "http": "http://" + "x" * 106}),
+    ("instance with a space", {**BODY, "instance": "0123456789 abcdef"}),
     ("address name", {**BODY, "address": "x1.example"}),
     ("address mapped", {**BODY, "address": "::ffff:198.18.1.11"}),
     ("address link-local", {**BODY, "address": "fe80::11"}),
@@ -342,8 +359,6 @@ NO_REGISTRATION: list[tuple[str, Any]] = [
     ("address loopback 6", {**BODY, "address": "::1"}),
     ("address any 6", {**BODY, "address": "::"}),
     ("address bracketed", {**BODY, "address": "[2001:db8:118::11]"}),
-    ("address of the relay", {**BODY, "address": "198.18.1.1"}),
-    ("address of the VIP", {**BODY, "address": "2001:db8:18::1"}),
     ("address any", {**BODY, "address": "0.0.0.0"}),
     ("address loopback", {**BODY, "address": "127.0.0.1"}),
     ("address multicast", {**BODY, "address": "224.0.0.1"}),
@@ -360,9 +375,17 @@ NO_REGISTRATION: list[tuple[str, Any]] = [
 ]
 
 
-def is_sentence(answer: Any) -> bool:
+def is_problem(answer: Any, name: str | None = None) -> bool:
+    """Whether it is one, of that name, with one sentence of detail."""
+    found = PROBLEMS.get(answer["type"].removeprefix("/problems/"))
+    assert found is not None, answer
+    detail = answer["detail"]
     return (
-        set(answer) == {"error"} and 5 < len(answer["error"]) < 120 and "\n" not in answer["error"]
+        name in (None, found.name)
+        and (answer["title"], answer["status"]) == (found.title, found.status)
+        and set(answer) <= {"type", "title", "status", "detail", *found.members}
+        and 5 < len(detail) < 200
+        and "\n" not in detail
     )
 
 
@@ -373,11 +396,56 @@ async def test_what_is_no_registration_is_a_400(
     client: AgentClient, shared_agent: AgentProcess, body: Any
 ) -> None:
     status, answer = await asked(
-        shared_agent.socket, "PUT", "/v1/transceivers/x1", data=json.dumps(body)
+        *(shared_agent.socket, "PUT", "/v1/transceivers/x1"),
+        data=json.dumps(body),
+        headers={"Content-Type": "application/json"},
     )
 
     assert status == 400
-    assert is_sentence(answer)
+    assert is_problem(answer, "malformed-body")
+    assert (await client.transceivers())["transceivers"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "detail", "pointer"),
+    [
+        (without("port"), "port is missing", "#/port"),
+        ({**BODY, "port": 40000.0}, "port: expected `int`, got `float`", "#/port"),
+        ({**BODY, "port": 0}, "port: expected `int` >= 1", "#/port"),
+        (
+            {**without("capacity"), "capactiy": 1},
+            'there is no member "capactiy": did you mean capacity?',
+            "#",
+        ),
+        (
+            {**BODY, "\u2603" * 99: 1},
+            'there is no member "' + "\\u2603" * 44 + '\\u2026": '
+            "there is instance, address, port, http, capacity",
+            "#",
+        ),
+        ([BODY], "the body: expected `object`, got `array`", "#"),
+    ],
+    ids=["missing", "type", "range", "misspelt", "unknown", "no object"],
+)
+async def test_the_problem_says_which_member_is_meant_and_why(
+    client: AgentClient, shared_agent: AgentProcess, body: Any, detail: str, pointer: str
+) -> None:
+    _, answer = await asked(shared_agent.socket, "PUT", "/v1/transceivers/x1", json=body)
+
+    assert (answer["detail"], answer["pointer"]) == (detail, pointer)
+
+
+@pytest.mark.parametrize("address", [VIP.address, VIP6.address, "198.18.1.1", "2001:db8:118::1"])
+async def test_the_relay_is_no_transceiver(
+    client: AgentClient, shared_agent: AgentProcess, address: str
+) -> None:
+    status, answer = await asked(
+        shared_agent.socket, "PUT", "/v1/transceivers/x1", json={**BODY, "address": address}
+    )
+
+    assert status == 422
+    assert is_problem(answer, "address-of-the-relay")
+    assert answer["address"] == address
     assert (await client.transceivers())["transceivers"] == []
 
 
@@ -399,40 +467,102 @@ NO_JSON = {
 async def test_what_is_no_json_is_a_400(
     shared_agent: AgentProcess, client: AgentClient, path: str, body: bytes
 ) -> None:
-    status, answer = await asked(
-        shared_agent.socket, "PUT", path, data=body, headers={"Shunt-Instance": INSTANCE}
-    )
+    headers = {"Shunt-Instance": INSTANCE, "Content-Type": "application/json"}
+    status, answer = await asked(shared_agent.socket, "PUT", path, data=body, headers=headers)
 
     assert status == 400
-    assert is_sentence(answer)
+    assert is_problem(answer, "malformed-body")
+
+
+ME = {"Shunt-Instance": INSTANCE}
+LATIN = {"data": b"{}", "headers": {**ME, "Content-Type": "application/json; charset=latin-1"}}
+ZIPPED = {"data": b"{}", "headers": {**ME, "Content-Encoding": "gzip"}}
 
 
 @pytest.mark.parametrize(
-    ("status", "method", "path", "more"),
+    ("problem", "method", "path", "more"),
     [
-        (400, "PUT", "/v1/routes/abcd", {"json": {"transceiver": "x1"}}),
-        (400, "PUT", "/v1/routes/abcd", {"json": {}}),
-        (400, "PUT", "/v1/routes/abcd", {"json": {"transceiver": 1}}),
-        (400, "DELETE", "/v1/routes/abcd", {}),
-        (400, "DELETE", "/v1/transceivers/x1", {}),
-        (400, "PUT", "/v1/transceivers/x%2F1", {"json": BODY}),
-        (400, "PUT", "/v1/transceivers/%FF%00", {"json": BODY}),
-        (404, "PUT", "/v1/transceivers/", {"json": BODY}),
-        (404, "GET", "/", {}),
-        (404, "GET", "/v2/routes", {}),
-        (404, "PUT", "/v1/routes/", {"json": {"transceiver": "x1"}}),
-        (405, "POST", "/v1/routes", {"json": {}}),
-        (405, "PATCH", "/v1/routes/abcd", {"json": {}}),
-        (405, "DELETE", "/readyz", {}),
-        (413, "PUT", "/v1/transceivers/x1", {"data": b" " * 70000}),
+        ("malformed-header", "PUT", "/v1/routes/abcd", {"json": {"transceiver": "x1"}}),
+        ("malformed-header", "DELETE", "/v1/routes/abcd", {}),
+        ("malformed-header", "DELETE", "/v1/transceivers/x1", {}),
+        (
+            *("malformed-header", "DELETE", "/v1/transceivers/x1"),
+            {"headers": {"Shunt-Instance": "short"}},
+        ),
+        ("malformed-body", "PUT", "/v1/routes/abcd", {"json": {}, "headers": ME}),
+        ("malformed-body", "PUT", "/v1/routes/abcd", {"json": {"transceiver": 1}, "headers": ME}),
+        ("malformed-query", "GET", "/v1/routes?transciever=x1", {}),
+        ("malformed-query", "GET", "/v1/routes?transceiver=x1&transceiver=x2", {}),
+        ("malformed-query", "GET", "/v1/counters?all=true", {}),
+        ("malformed-query", "PUT", "/v1/transceivers/x1?force=true", {"json": BODY}),
+        ("bad-id", "PUT", "/v1/transceivers/x%2F1", {"json": BODY}),
+        ("bad-id", "PUT", "/v1/transceivers/%FF%00", {"json": BODY}),
+        ("bad-id", "PUT", "/v1/transceivers/x%0A", {"json": BODY}),
+        (
+            *("unknown-transceiver", "PUT", "/v1/routes/abcd"),
+            {"json": {"transceiver": "x1"}, "headers": ME},
+        ),
+        ("not-found", "PUT", "/v1/transceivers/", {"json": BODY}),
+        ("not-found", "GET", "/", {}),
+        ("not-found", "GET", "/v2/routes", {}),
+        ("not-found", "GET", "/%FF%00", {}),
+        ("not-found", "GET", "/problems/nothing", {}),
+        ("not-found", "PUT", "/v1/routes/", {"json": {"transceiver": "x1"}}),
+        ("method-not-allowed", "POST", "/v1/routes", {"json": {}}),
+        ("method-not-allowed", "PATCH", "/v1/routes/abcd", {"json": {}}),
+        ("method-not-allowed", "DELETE", "/readyz", {}),
+        ("body-too-large", "PUT", "/v1/transceivers/x1", {"data": b" " * 70000}),
+        ("unsupported-media-type", "PUT", "/v1/transceivers/x1", {"data": b"{}"}),
+        ("unsupported-media-type", "PUT", "/v1/routes/abcd", LATIN),
+        ("unsupported-media-type", "PUT", "/v1/routes/abcd", ZIPPED),
+        ("expectation-failed", "GET", "/healthz", {"headers": {"Expect": "nonsense"}}),
     ],
 )
-async def test_other_nonsense_has_its_status_and_a_sentence(
-    shared_agent: AgentProcess, status: int, method: str, path: str, more: dict[str, Any]
+async def test_other_nonsense_is_a_problem_of_its_own(
+    shared_agent: AgentProcess,
+    client: AgentClient,
+    problem: str,
+    method: str,
+    path: str,
+    more: dict[str, Any],
 ) -> None:
     found, answer = await asked(shared_agent.socket, method, path, **more)
 
-    assert (found, is_sentence(answer)) == (status, True), answer
+    assert (found, is_problem(answer, problem)) == (PROBLEMS[problem].status, True), answer
+
+
+async def test_an_unknown_parameter_is_told_with_the_one_that_was_meant(
+    shared_agent: AgentProcess,
+) -> None:
+    _, answer = await asked(shared_agent.socket, "GET", "/v1/routes?transciever=x1")
+
+    assert answer["parameter"] == "transciever"
+    assert answer["detail"].endswith('"transciever": did you mean transceiver?')
+
+
+async def test_405_says_what_is_allowed(shared_agent: AgentProcess) -> None:
+    answer = await asyncio.to_thread(raw, shared_agent, b"POST /v1/flows HTTP/1.0\r\n\r\n")
+
+    assert b"\r\nAllow: GET, HEAD\r\n" in answer
+
+
+async def test_what_is_no_http_is_a_problem_too(shared_agent: AgentProcess) -> None:
+    answer = await asyncio.to_thread(raw, shared_agent, b"\x16\x03\x01 hello\r\n\r\n")
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 400 ")
+    assert b"Content-Type: application/problem+json" in head
+    assert is_problem(json.loads(body), "malformed-request")
+
+
+async def test_every_problem_is_explained_where_its_type_leads(shared_agent: AgentProcess) -> None:
+    _, listed = await asked(shared_agent.socket, "GET", "/problems")
+
+    assert {problem["type"] for problem in listed["problems"]} == {
+        problem.uri for problem in PROBLEMS.values()
+    }
+    for problem in listed["problems"]:
+        assert (await asked(shared_agent.socket, "GET", problem["type"])) == (200, problem)
 
 
 @pytest.mark.parametrize("checks", [None, 0, 1, "false", [], {}])
@@ -449,7 +579,7 @@ async def test_checks_that_are_neither_true_nor_false_are_a_400(
         headers={"Shunt-Instance": INSTANCE},
     )
 
-    assert (status, answer) == (400, {"error": "checks must be true or false"})
+    assert (status, answer["pointer"]) == (400, "#/checks")
     assert (await client.routes())["routes"] == []
 
 
@@ -470,7 +600,7 @@ async def test_what_is_no_ufrag_is_a_400(
     )
 
     assert status == 400
-    assert is_sentence(answer)
+    assert is_problem(answer, "bad-ufrag")
 
 
 RAW_HEADERS = [
@@ -545,12 +675,15 @@ async def test_noise_never_makes_a_500(client: AgentClient, shared_agent: AgentP
                 dice.choice(["PUT", "PUT", "DELETE", "GET", "POST"]),
                 f"http://agent{dice.choice(paths)}",
                 data=bytes(data),
-                headers={"Shunt-Instance": dice.choice([INSTANCE, "", "short", "é" * 20])},
+                headers={
+                    "Shunt-Instance": dice.choice([INSTANCE, "", "short", "é" * 20]),
+                    "Content-Type": dice.choice(["application/json"] * 9 + ["text/plain"]),
+                },
             ) as response:
                 statuses.add(response.status)
                 assert response.status < 500, (await response.text(), bytes(data))
                 if response.status >= 400:
-                    assert is_sentence(await response.json())
+                    assert is_problem(await response.json(content_type=None))
     assert {200, 400, 404} <= statuses
 
 

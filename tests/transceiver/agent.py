@@ -5,6 +5,7 @@ from typing import Self
 
 from aiohttp import web
 
+from loader.problems import Refused
 from transceiver.stun import Address
 
 
@@ -18,8 +19,8 @@ class FakeAgent:
         self.transceivers: dict[str, dict[str, object]] = {}
         self.routes: dict[str, str] = {}
         self.added: list[str] = []
-        self.refuse_routes: int | None = None
-        """Status to refuse new routes with."""
+        self.refuse_routes: Refused | None = None
+        """What new routes are refused with."""
         self.superseded = False
         """Whether another instance has taken the id."""
         self._runner: web.AppRunner | None = None
@@ -56,7 +57,7 @@ class FakeAgent:
         name, body = request.match_info["id"], await request.json()
         known = self.transceivers.get(name)
         if self.superseded:
-            return web.json_response({"error": "superseded"}, status=409)
+            return _refused(Refused("superseded", "another process has come"))
         self.transceivers[name] = body
         vips = self.vips or [(body["address"], body["port"])]
         answer = {
@@ -72,10 +73,10 @@ class FakeAgent:
 
     async def _add(self, request: web.Request) -> web.Response:
         if self.refuse_routes is not None:
-            return web.json_response({"error": "no more routes"}, status=self.refuse_routes)
+            return _refused(self.refuse_routes)
         body = await request.json()
         if body["transceiver"] not in self.transceivers:
-            return web.json_response({"error": "no lease"}, status=404)
+            return _refused(Refused("unknown-transceiver", "no lease"))
         self.routes[request.match_info["ufrag"]] = body["transceiver"]
         self.added.append(request.match_info["ufrag"])
         return web.json_response({}, status=201)
@@ -92,3 +93,9 @@ class FakeAgent:
             if wanted in (None, transceiver)
         ]
         return web.json_response({"routes": routes})
+
+
+def _refused(refused: Refused) -> web.Response:
+    return web.json_response(
+        refused.to_json(), status=refused.status, content_type="application/problem+json"
+    )

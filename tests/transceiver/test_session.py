@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from loader.problems import Refused
 from tests.transceiver.agent import FakeAgent
 from tests.transceiver.caller import RATE, Caller, Samples, eventually
 from tests.transceiver.conftest import KEY
@@ -355,7 +356,7 @@ async def test_stopping_says_goodbye_to_clients_and_leaves_the_agent(
 
 
 async def test_a_refused_route_leaves_nothing(transceiver: Transceiver, agent: FakeAgent) -> None:
-    agent.refuse_routes = 429
+    agent.refuse_routes = Refused("quota-exceeded", "no more routes")
     caller = Caller(transceiver.http_url, KEY)
     with pytest.raises(AssertionError, match="no more routes"):
         await caller.__aenter__()

@@ -7,6 +7,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from loader.problems import Refused
 from tests.transceiver.agent import FakeAgent
 from tests.transceiver.caller import eventually
 from tests.transceiver.conftest import KEY
@@ -97,7 +98,7 @@ async def test_no_offer_makes_the_server_fail(
 async def test_an_agent_that_refuses_makes_503_and_a_time_to_retry(
     http: aiohttp.ClientSession, agent: FakeAgent
 ) -> None:
-    agent.refuse_routes = 429
+    agent.refuse_routes = Refused("quota-exceeded", "no more routes")
     async with http.post("/whip", data=GOOD, headers=HEADERS) as response:
         assert response.status == 503
         assert int(response.headers["Retry-After"]) >= 1

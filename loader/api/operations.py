@@ -1,0 +1,272 @@
+"""Every operation of the agent's API: how it is asked for, what it does, how it answers.
+
+The routes of the HTTP server and the description of the API are both made of this list, so that
+neither knows of something that the other does not.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+from msgspec import Struct
+
+from loader import shapes
+from loader.agent import Agent
+from loader.api.answers import json_answer
+from loader.exposition import telling
+from loader.problems import PROBLEMS, ProblemType, Refused, quoted
+from loader.table import LEASE_SECONDS
+
+__all__ = ["ALWAYS", "OPERATIONS", "Call", "Operation", "Text"]
+
+ALWAYS = ("malformed-request", "malformed-query", "unauthorized", "forbidden", "internal-error")
+"""Problems that any operation may have."""
+
+_BODY = ("malformed-body", "body-too-large", "unsupported-media-type", "request-timeout")
+_MINE = ("malformed-header", "unknown-transceiver", "superseded", "not-yours")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request whose form is right. *path*: the parameters in its path; *body* and *query* are of
+    the operation's shapes; *instance* is empty for operations that do not ask for it."""
+
+    request: web.Request
+    agent: Agent
+    path: Mapping[str, str]
+    body: Any
+    query: Any
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """An answer that is not JSON: of one of these media types."""
+
+    media_types: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One operation. *answers*: by status, what the answer holds, or None for nothing; *problems*:
+    those besides `ALWAYS`; *instance*: whether it asks who is speaking."""
+
+    name: str
+    method: str
+    path: str
+    summary: str
+    do: Callable[[Call], Awaitable[web.StreamResponse]]
+    answers: Mapping[int, type[Struct] | Text | None]
+    body: type[Struct] | None = None
+    query: type[Struct] | None = None
+    instance: bool = False
+    problems: tuple[str, ...] = field(default=())
+
+
+async def _register(call: Call) -> web.Response:
+    registered, reachable = await call.agent.register(call.path["id"], call.body)
+    answer = shapes.Registered(
+        id=registered.lease.id,
+        lease_s=LEASE_SECONDS,
+        reachable=reachable,
+        vips=[shapes.Vip(address=vip.address, port=vip.port) for vip in call.agent.config.vips],
+    )
+    return json_answer(answer, status=201 if registered.new else 200)
+
+
+async def _deregister(call: Call) -> web.Response:
+    call.agent.deregister(call.path["id"], call.instance)
+    return web.Response(status=204)
+
+
+async def _add_route(call: Call) -> web.Response:
+    ufrag, asked = call.path["ufrag"], call.body
+    new = call.agent.add_route(
+        ufrag, transceiver=asked.transceiver, instance=call.instance, checks=asked.checks
+    )
+    made = shapes.RouteMade(ufrag=ufrag, transceiver=asked.transceiver, checks=asked.checks)
+    return json_answer(made, status=201 if new else 200)
+
+
+async def _remove_route(call: Call) -> web.Response:
+    call.agent.remove_route(call.path["ufrag"], instance=call.instance)
+    return web.Response(status=204)
+
+
+async def _transceivers(call: Call) -> web.Response:
+    return json_answer(call.agent.transceivers())
+
+
+async def _routes(call: Call) -> web.Response:
+    return json_answer(call.agent.routes(call.query.transceiver))
+
+
+async def _flows(call: Call) -> web.Response:
+    return json_answer(call.agent.flows())
+
+
+async def _counters(call: Call) -> web.Response:
+    return json_answer(call.agent.counters())
+
+
+async def _metrics(call: Call) -> web.StreamResponse:
+    return await telling(call.agent.metrics)(call.request)
+
+
+async def _health(call: Call) -> web.Response:
+    return json_answer(shapes.Health(alive=True))
+
+
+async def _ready(call: Call) -> web.Response:
+    if why := call.agent.not_ready():
+        raise Refused("not-ready", why)
+    return json_answer(shapes.Ready(ready=True))
+
+
+async def _problems(call: Call) -> web.Response:
+    return json_answer(shapes.ProblemTypes(problems=[_told(each) for each in PROBLEMS.values()]))
+
+
+async def _problem(call: Call) -> web.Response:
+    name = call.path["name"]
+    if name not in PROBLEMS:
+        raise Refused("not-found", f"there is no problem {quoted(name)}: /problems lists them")
+    return json_answer(_told(PROBLEMS[name]))
+
+
+def _told(problem: ProblemType) -> shapes.ProblemType:
+    return shapes.ProblemType(
+        type=problem.uri,
+        title=problem.title,
+        status=problem.status,
+        to_do=problem.to_do,
+        members=list(problem.members),
+    )
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="register",
+        method="PUT",
+        path="/v1/transceivers/{id}",
+        summary="Make a transceiver's lease, or renew it",
+        do=_register,
+        body=shapes.Registration,
+        answers={201: shapes.Registered, 200: shapes.Registered},
+        problems=(
+            *(*_BODY, "bad-id", "address-not-allowed", "address-of-the-relay"),
+            *("address-not-served", "superseded", "transceiver-map-full"),
+        ),
+    ),
+    Operation(
+        name="deregister",
+        method="DELETE",
+        path="/v1/transceivers/{id}",
+        summary="End a transceiver's lease, its routes and their flows",
+        do=_deregister,
+        instance=True,
+        answers={204: None},
+        problems=_MINE,
+    ),
+    Operation(
+        name="transceivers",
+        method="GET",
+        path="/v1/transceivers",
+        summary="The transceivers that have a lease",
+        do=_transceivers,
+        answers={200: shapes.Transceivers},
+    ),
+    Operation(
+        name="add_route",
+        method="PUT",
+        path="/v1/routes/{ufrag}",
+        summary="Make a route; once this is answered, the relay steers by it",
+        do=_add_route,
+        body=shapes.RouteAsked,
+        instance=True,
+        answers={201: shapes.RouteMade, 200: shapes.RouteMade},
+        problems=(
+            *(*_BODY, *_MINE, "bad-ufrag", "ufrag-taken", "route-differs"),
+            *("quota-exceeded", "route-map-full"),
+        ),
+    ),
+    Operation(
+        name="remove_route",
+        method="DELETE",
+        path="/v1/routes/{ufrag}",
+        summary="Remove a route and close its flows",
+        do=_remove_route,
+        instance=True,
+        answers={204: None},
+        problems=_MINE,
+    ),
+    Operation(
+        name="routes",
+        method="GET",
+        path="/v1/routes",
+        summary="The routes, with the slots of their flows",
+        do=_routes,
+        query=shapes.RoutesQuery,
+        answers={200: shapes.Routes},
+    ),
+    Operation(
+        name="flows",
+        method="GET",
+        path="/v1/flows",
+        summary="The flows",
+        do=_flows,
+        answers={200: shapes.Flows},
+    ),
+    Operation(
+        name="counters",
+        method="GET",
+        path="/v1/counters",
+        summary="Packets relayed, passed, and dropped by reason",
+        do=_counters,
+        answers={200: shapes.Counters},
+    ),
+    Operation(
+        name="metrics",
+        method="GET",
+        path="/metrics",
+        summary="What Prometheus scrapes, as OpenMetrics to those that ask for it",
+        do=_metrics,
+        answers={200: Text(("text/plain", "application/openmetrics-text"))},
+    ),
+    Operation(
+        name="health",
+        method="GET",
+        path="/healthz",
+        summary="Whether the agent lives",
+        do=_health,
+        answers={200: shapes.Health},
+    ),
+    Operation(
+        name="ready",
+        method="GET",
+        path="/readyz",
+        summary="Whether the relay can do its work",
+        do=_ready,
+        answers={200: shapes.Ready},
+        problems=("not-ready",),
+    ),
+    Operation(
+        name="problems",
+        method="GET",
+        path="/problems",
+        summary="Every kind of failure",
+        do=_problems,
+        answers={200: shapes.ProblemTypes},
+    ),
+    Operation(
+        name="problem",
+        method="GET",
+        path="/problems/{name}",
+        summary="A kind of failure: what it means, and what to do",
+        do=_problem,
+        answers={200: shapes.ProblemType},
+        problems=("not-found",),
+    ),
+)
+"""Every operation."""

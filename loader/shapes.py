@@ -1,0 +1,279 @@
+"""What goes over the agent's API, in one place: for reading requests, and for their description.
+
+What is asked is checked against these to the letter; members that are not here are refused.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from loader.types import HTTP_LENGTH, UFRAG_LENGTH
+
+__all__ = [
+    "Counters",
+    "Flow",
+    "Flows",
+    "Health",
+    "Id",
+    "Instance",
+    "NothingAsked",
+    "Problem",
+    "ProblemTypes",
+    "Ready",
+    "Registered",
+    "Registration",
+    "Route",
+    "RouteAsked",
+    "RouteMade",
+    "Routes",
+    "RoutesQuery",
+    "Transceiver",
+    "Transceivers",
+    "Ufrag",
+    "Vip",
+]
+
+Id = Annotated[
+    str,
+    Meta(
+        description="A transceiver's id.",
+        min_length=1,
+        max_length=63,
+        pattern="^[A-Za-z0-9._-]+$",
+        examples=["x1"],
+    ),
+]
+Ufrag = Annotated[
+    str,
+    Meta(
+        description="The server-side ICE username fragment of a session (RFC 8839 5.4).",
+        min_length=4,
+        max_length=UFRAG_LENGTH,
+        pattern="^[A-Za-z0-9+/]+$",
+        examples=["u/Frag+16chars+x"],
+    ),
+]
+Instance = Annotated[
+    str,
+    Meta(
+        description="A random word by which one process of a transceiver is told from the next.",
+        min_length=16,
+        max_length=256,
+        pattern="^[!-~]+$",
+    ),
+]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Url = Annotated[
+    str,
+    Meta(
+        description="Where a transceiver's signaling is: an http or https URL.",
+        min_length=8,
+        max_length=HTTP_LENGTH,
+        pattern=r"^https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[!-~]*)?$",
+        examples=["http://198.18.1.11:8080"],
+    ),
+]
+Count = Annotated[int, Meta(ge=0)]
+
+
+class _Asked(Struct, forbid_unknown_fields=True, frozen=True):
+    """What comes from outside."""
+
+
+class _Told(Struct, frozen=True):
+    """What the agent answers. Others may come to it: who reads it leaves alone what it does not
+    know."""
+
+
+class NothingAsked(_Asked, frozen=True, kw_only=True):
+    """No parameters."""
+
+
+class Registration(_Asked, frozen=True, kw_only=True):
+    """What a transceiver says of itself."""
+
+    instance: Instance
+    address: Annotated[
+        str,
+        Meta(
+            description="The IPv4 or IPv6 address of its UDP socket.",
+            max_length=45,
+            examples=["198.18.1.11"],
+        ),
+    ]
+    port: Annotated[Port, Meta(description="Of its UDP socket.")]
+    http: Url
+    capacity: Annotated[
+        int,
+        Meta(
+            description="Sessions that it takes at a time. It may hold two routes for each.",
+            ge=1,
+            le=1 << 20,
+        ),
+    ]
+
+
+class Vip(_Told, frozen=True, kw_only=True):
+    """An address and UDP port that clients send to."""
+
+    address: str
+    port: Port
+
+
+class Registered(_Told, frozen=True, kw_only=True):
+    """A lease. It is renewed by registering again within *lease_s* seconds; a third of that is a
+    good interval."""
+
+    id: Id
+    lease_s: float
+    reachable: Annotated[
+        bool, Meta(description="Whether the relay knows how to send packets to the transceiver.")
+    ]
+    vips: list[Vip]
+
+
+class RouteAsked(_Asked, frozen=True, kw_only=True):
+    """Whose route it shall be."""
+
+    transceiver: Id
+    checks: Annotated[
+        bool,
+        Meta(
+            description="Whether the transceiver makes ICE checks of its own. If not, no client "
+            "can prove that it is there, and the relay sets no limit on what goes to it."
+        ),
+    ] = True
+
+
+class RouteMade(_Told, frozen=True, kw_only=True):
+    """A route that the relay steers by."""
+
+    ufrag: Ufrag
+    transceiver: Id
+    checks: bool
+
+
+class Transceiver(_Told, frozen=True, kw_only=True):
+    """A transceiver that has a lease."""
+
+    id: Id
+    address: str
+    port: Port
+    http: str
+    capacity: Count
+    routes: Annotated[int, Meta(description="How many it holds.", ge=0)]
+    lease_s: Annotated[float, Meta(description="Seconds until its lease ends.")]
+    reachable: bool
+
+
+class Transceivers(_Told, frozen=True, kw_only=True):
+    """All transceivers, by id."""
+
+    transceivers: list[Transceiver]
+
+
+class RoutesQuery(_Asked, frozen=True, kw_only=True):
+    """Which routes."""
+
+    transceiver: Annotated[
+        str | None, Meta(description="Only those of the transceiver with this id.")
+    ] = None
+
+
+class Route(_Told, frozen=True, kw_only=True):
+    """A route, and the slots of its living flows."""
+
+    ufrag: Ufrag
+    transceiver: Id
+    checks: bool
+    slots: list[Count]
+
+
+class Routes(_Told, frozen=True, kw_only=True):
+    """Routes."""
+
+    routes: list[Route]
+
+
+class Rate(_Told, frozen=True, kw_only=True):
+    """A count of packets and of their bytes (IP packets)."""
+
+    packets: Count
+    bytes: Count
+
+
+class Flow(_Told, frozen=True, kw_only=True):
+    """A slot in use. Null stands for what is gone, or is not known."""
+
+    slot: Annotated[int, Meta(description="Its place in the table.", ge=0)]
+    port: Annotated[int, Meta(description="Of `inside`.", ge=0, le=65535)]
+    inside: Annotated[
+        str | None, Meta(description="Address and port that the transceiver sees as the client.")
+    ]
+    state: Annotated[str, Meta(pattern="^(pending|established|closing|free)$")]
+    client: str
+    vip: str | None
+    ufrag: str | None
+    transceiver: str | None
+    idle_s: Annotated[float, Meta(description="Seconds since the client's last packet.", ge=0)]
+    validated: Annotated[
+        bool, Meta(description="Whether the client has answered a check of the transceiver.")
+    ]
+    to_transceiver: Rate
+    to_client: Rate
+
+
+class Flows(_Told, frozen=True, kw_only=True):
+    """Flows, and how many there are in all."""
+
+    flows: list[Flow]
+    count: Count
+
+
+class Counters(_Told, frozen=True, kw_only=True):
+    """Totals since the maps were made. *mode*: how the program is attached, by interface;
+    *dropped*: packets by reason; *passed*: what was left to the kernel."""
+
+    mode: dict[str, str]
+    to_transceiver: Rate
+    to_client: Rate
+    passed: Rate
+    dropped: dict[str, Count]
+
+
+class Health(_Told, frozen=True, kw_only=True):
+    """The agent answers."""
+
+    alive: bool
+
+
+class Ready(_Told, frozen=True, kw_only=True):
+    """The relay can do its work."""
+
+    ready: bool
+
+
+class ProblemType(_Told, frozen=True, kw_only=True):
+    """A kind of failure. *members*: what such problems hold besides those that all have."""
+
+    type: str
+    title: str
+    status: Annotated[int, Meta(ge=400, le=599)]
+    to_do: str
+    members: list[str]
+
+
+class ProblemTypes(_Told, frozen=True, kw_only=True):
+    """All kinds of failure."""
+
+    problems: list[ProblemType]
+
+
+class Problem(_Told, frozen=True, kw_only=True):
+    """Why a request failed (RFC 9457). Some types have more members; each type's own page
+    (`type`) names them."""
+
+    type: Annotated[str, Meta(pattern="^/problems/[a-z-]+$")]
+    title: str
+    status: Annotated[int, Meta(ge=400, le=599)]
+    detail: Annotated[str, Meta(description="What is wrong here, and what to change.")]
