@@ -294,6 +294,37 @@ def test_the_version_is_the_projects() -> None:
     assert f'\nversion = "{VERSION}"\n' in (ROOT / "pyproject.toml").read_text()
 
 
+async def test_the_document_lists_every_metric_as_it_is(
+    client: AgentClient, shared_agent: AgentProcess
+) -> None:
+    await client.add_route("abcd", transceiver="x1", instance=INSTANCE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\w+) \| (\w*) ?\| ([^|]*) ?\| (.+) \|$",
+        (ROOT / "docs/metrics.md").read_text(),
+        re.M,
+    )
+    documented = {
+        name: (kind, set(re.findall(r"`(\w+)`", labels)), meaning)
+        for name, kind, _unit, labels, meaning in rows
+    }
+
+    _type, text = await scraped(shared_agent)
+
+    families = {
+        family.samples[0].name if family.type == "counter" else family.name: family
+        for family in text_string_to_metric_families(text)
+    }
+    assert set(documented) == set(families)
+    for name, _kind, unit, _labels, _meaning in rows:
+        if unit in ("seconds", "bytes"):
+            assert name.removesuffix("_total").endswith(f"_{unit}")
+    for name, family in families.items():
+        kind, labels, meaning = documented[name]
+        assert (kind, labels) == (family.type, set(family.samples[0].labels) - {"le"}), name
+        if not name.startswith("process_"):
+            assert meaning.startswith(family.documentation), name
+
+
 # The form.
 
 
