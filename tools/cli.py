@@ -119,9 +119,18 @@ def _parser() -> argparse.ArgumentParser:
     doctor = _command(
         nouns, "doctor", _doctor, "what keeps the relay from working here, and the cure; read-only"
     )
-    doctor.add_argument("--interface", action="append", default=[], metavar="IFACE")
-    doctor.add_argument("--socket", default=AGENT_SOCKET, metavar="PATH")
-    doctor.add_argument("--pins", default=PINS, metavar="DIR", help="in bpffs")
+    doctor.add_argument(
+        "--interface", action="append", default=[], metavar="IFACE", help="repeatable"
+    )
+    doctor.add_argument("--config", type=Path, metavar="PATH", help="an agent's, to be checked for")
+    doctor.add_argument("--socket", metavar="PATH", help=f"the agent's; {AGENT_SOCKET}")
+    doctor.add_argument("--pins", type=Path, metavar="DIR", help=f"in bpffs; {PINS}")
+    doctor.add_argument(
+        "--try",
+        dest="try_it",
+        action="store_true",
+        help="load and attach the program, in a network namespace of its own",
+    )
     _output(doctor)
 
     benches = _noun(nouns, "bench", "what the relay costs, against bare programs, in one run")
@@ -390,8 +399,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     return run(
         interfaces=arguments.interface,
+        config=arguments.config,
         socket=arguments.socket,
-        pins=Path(arguments.pins),
+        pins=arguments.pins,
+        try_it=arguments.try_it,
         as_json=arguments.output == "json",
     )
 
