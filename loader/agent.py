@@ -5,21 +5,21 @@ Decisions are `table`'s (who may route) and `flows`' (which slots end); what tim
 new agent adopts it. `api` is how it is asked, `daemon` the process around it.
 """
 
-import ctypes
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from loader import datapath, types
 from loader.addresses import host_address, http_url
 from loader.config import AgentConfig, outdated
+from loader.draining import Drains
 from loader.errors import ShuntError
 from loader.events import EventLog
 from loader.flows import FlowTable
 from loader.follow import Follower
 from loader.housekeeping import Housekeeping
+from loader.leases import lease_of, relay_drain, write_lease
 from loader.maps import Maps
 from loader.metrics import Metrics
 from loader.network import Network
@@ -31,7 +31,6 @@ from loader.picture import (
     picture_of_routes,
 )
 from loader.problems import Refused, quoted
-from loader.reloading import Reloading
 from loader.shapes import Registration
 from loader.table import Lease, Registered, Route, RouteTable
 
@@ -41,8 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Agent:
-    """The running agent, between the maps and the API. *read* gives the configuration anew, for
-    `reloading`. `clock` gives monotonic seconds."""
+    """The running agent, between the maps and the API. `clock` gives monotonic seconds."""
 
     def __init__(
         self,
@@ -50,12 +48,9 @@ class Agent:
         maps: Maps,
         network: Network,
         *,
-        read: Callable[[], AgentConfig] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
-        self.reloading = Reloading(config, read or (lambda: config))
-        self.reloading.parts.append(lambda new: partial(self.reconfigure, new))
         self.events = EventLog(clock=time.time)
         self._maps = maps
         self._clock = clock
@@ -95,43 +90,39 @@ class Agent:
             on_pass=self.metrics.housekept,
             clock=self._clock,
         )
+        self.drains = Drains(
+            self._maps,
+            self._table,
+            self._flows,
+            self.events,
+            forget_routes=self.housekeeping.forget_routes,
+            clock=self._clock,
+        )
         vips, entries = outdated(before, settings)
         closed = self._flows.close_addresses(vips=vips, entries=entries, now=self._clock())
         if closed:
             log.warning("the relay has other addresses than before: %d flows closed", closed)
-
-    def reconfigure(self, config: AgentConfig) -> None:
-        """Go on with another configuration, different in no key that needs a restart."""
-        self.config = config
-        self._table.max_routes = config.max_routes
 
     def adopt(self) -> None:
         """Take over the transceivers, routes and flows that an earlier agent left in the maps."""
         now = self._clock()
         leases = {}
         for index, entry in self._maps.transceivers():
-            leases[index] = Lease(
-                id=bytes(entry.id).rstrip(b"\0").decode(),
-                index=index,
-                instance=entry.instance,
-                address=types.text_address(bytes(entry.address)),
-                port=entry.port,
-                http="",
-                capacity=self._maps.sizes.routes,
-                expires=now,
-            )
+            leases[index] = lease_of(index, entry)
         for ufrag, route in list(self._maps.routes()):
             if route.transceiver in leases:
                 checks = not route.flags & types.ROUTE_NO_CHECKS
                 leases[route.transceiver].routes[ufrag] = Route(route.id, checks)
             else:
                 self._maps.remove_route(ufrag)
+        self._table.drain = relay_drain(self._maps)
         self._table.adopt(
             leases.values(),
             now=now,
             named=self._flows.named_routes(),
             resting=self._flows.transceivers(),
         )
+        self.drains.resume()
         free = self._flows.rebuild_free()
         log.info(
             "adopted %d transceivers, %d routes; %d ports are free",
@@ -156,9 +147,16 @@ class Agent:
         for ended in registered.ended:
             self.housekeeping.end(ended, "superseded")
         lease = registered.lease
+        write_lease(self._maps, lease, new=registered.new)
         if registered.new:
             log.info("transceiver %s at %s:%d", lease.id, lease.address, lease.port)
-            self._write(lease)
+            self.events.tell(
+                "transceiver_registered",
+                transceiver=lease.id,
+                address=lease.address,
+                port=lease.port,
+                capacity=lease.capacity,
+            )
         await self.following.resolve(lease)
         return registered, bool(self._maps.transceiver(lease.index).resolved)
 
@@ -169,12 +167,28 @@ class Agent:
             self.housekeeping.end(lease, "deregistered")
 
     def add_route(
-        self, ufrag: str, *, transceiver: str, instance: str, checks: bool = True
+        self,
+        ufrag: str,
+        *,
+        transceiver: str,
+        instance: str,
+        checks: bool = True,
+        restarts: str | None = None,
     ) -> bool:
         """Make a route; the map holds it when this returns. Whether it was not there before."""
-        route = self._table.add_route(
-            ufrag, transceiver=transceiver, instance=instance, checks=checks
-        )
+        try:
+            route = self._table.add_route(
+                ufrag,
+                transceiver=transceiver,
+                instance=instance,
+                checks=checks,
+                restarts=restarts,
+            )
+        except Refused as refused:
+            self.events.tell(
+                "route_refused", ufrag=ufrag[:64], transceiver=transceiver, why=refused.name
+            )
+            raise
         if route is None:
             return False
         lease = self._table.owner(ufrag)
@@ -183,7 +197,11 @@ class Agent:
             self._maps.add_route(ufrag, id=route.id, transceiver=lease.index, checks=route.checks)
         except ShuntError as full:
             self._table.remove_route(ufrag, instance=instance)
+            self.events.tell(
+                "route_refused", ufrag=ufrag, transceiver=transceiver, why="route-map-full"
+            )
             raise Refused("route-map-full", f"{full.what}: {full.cure}") from None
+        self.events.tell("route_added", ufrag=ufrag, transceiver=transceiver)
         return True
 
     def remove_route(self, ufrag: str, *, instance: str) -> None:
@@ -205,6 +223,7 @@ class Agent:
                     "routes": len(lease.routes),
                     "lease_s": round(lease.expires - now, 3),
                     "reachable": bool(self._maps.transceiver(lease.index).resolved),
+                    "draining": self._table.drain_of(lease) is not None,
                 }
                 for lease in self._table.leases()
             ]
@@ -235,16 +254,18 @@ class Agent:
         """`GET /v1/counters`."""
         return picture_of_counters(self._maps.counters(), self.following.interfaces)
 
+    @property
+    def draining(self) -> bool:
+        """Whether the relay takes no new routes."""
+        return self._table.drain is not None
+
+    def is_draining(self, lease: Lease) -> bool:
+        """Whether the transceiver gets no new routes."""
+        return self._table.drain_of(lease) is not None
+
     def not_ready(self) -> str | None:
         """Why the relay cannot do its work, or None if it can."""
         return self.following.not_ready()
-
-    def _write(self, lease: Lease) -> None:
-        entry = types.Transceiver(
-            address=types.packed_address(lease.address), port=lease.port, instance=lease.instance
-        )
-        ctypes.memmove(entry.id, lease.id.encode(), len(lease.id))
-        self._maps.set_transceiver(lease.index, entry)
 
     def _address(self, text: str) -> str:
         try:

@@ -59,6 +59,8 @@ class Lease:
 
     seconds: float
     vips: tuple[Vip, ...]
+    draining: bool = False
+    """Whether the relay makes no new routes to this transceiver: it should take no new sessions."""
 
 
 class AgentClient:
@@ -103,30 +105,57 @@ class AgentClient:
             },
         )
         vips = tuple(Vip(vip["address"], vip["port"]) for vip in answer["vips"])
-        return Lease(answer["lease_s"], vips)
+        return Lease(answer["lease_s"], vips, draining=answer.get("draining", False))
 
     async def deregister(self, id: str, *, instance: str) -> None:
         """End the lease; the transceiver's routes go with it."""
         await self._call("DELETE", f"/v1/transceivers/{_segment(id)}", instance=instance)
 
     async def add_route(
-        self, ufrag: str, *, transceiver: str, instance: str, checks: bool = True
+        self,
+        ufrag: str,
+        *,
+        transceiver: str,
+        instance: str,
+        checks: bool = True,
+        restarts: str | None = None,
     ) -> None:
         """Route *ufrag*; when this returns, the relay steers by it. Repeating does no harm.
 
         *checks*: whether the transceiver makes ICE checks of its own. If it does not, no client
-        can prove by an answer that it is there, and the relay asks for none.
+        can prove by an answer that it is there, and the relay asks for none. *restarts*: after an
+        ICE restart, the ufrag that the session has had until now; so that it may go on during a
+        drain.
         """
+        body: dict[str, Any] = {"transceiver": transceiver, "checks": checks}
+        if restarts is not None:
+            body["restarts"] = restarts
         await self._call(
             "PUT",
             f"/v1/routes/{_segment(ufrag)}",
             instance=instance,
-            body={"transceiver": transceiver, "checks": checks},
+            body=body,
         )
 
     async def remove_route(self, ufrag: str, *, instance: str) -> None:
         """Remove the route and close its flows; no error if there is none."""
         await self._call("DELETE", f"/v1/routes/{_segment(ufrag)}", instance=instance)
+
+    async def drain(
+        self, transceiver: str | None = None, *, deadline_s: float | None = None
+    ) -> dict[str, Any]:
+        """Give a transceiver, or without an id the whole relay, no new routes; after *deadline_s*
+        seconds, if given, what remains is ended. How far that is."""
+        body = {} if deadline_s is None else {"deadline_s": deadline_s}
+        return await self._call("POST", _drain_path(transceiver), body=body)
+
+    async def drain_progress(self, transceiver: str | None = None) -> dict[str, Any]:
+        """How far a drain is: of a transceiver, or of the relay."""
+        return await self._call("GET", _drain_path(transceiver))
+
+    async def call_off_drain(self, transceiver: str | None = None) -> None:
+        """End a drain, of a transceiver or of the relay; no error if there is none."""
+        await self._call("DELETE", _drain_path(transceiver))
 
     async def transceivers(self) -> dict[str, Any]:
         """`GET /v1/transceivers`."""
@@ -186,6 +215,10 @@ def _refusal(status: int, reason: str, body: bytes) -> AgentRefused:
     detail = problem.pop("detail", None) or problem.get("title") or reason
     members = {key: value for key, value in problem.items() if key not in ("title", "status")}
     return AgentRefused(status, name, str(detail), members)
+
+
+def _drain_path(transceiver: str | None) -> str:
+    return f"/v1/transceivers/{_segment(transceiver)}/drain" if transceiver else "/v1/drain"
 
 
 def _segment(text: str) -> str:

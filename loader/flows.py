@@ -160,6 +160,13 @@ class FlowTable:
         counts = np.bincount(self._states(), minlength=len(State)).tolist()
         return dict(zip(State, counts, strict=True))
 
+    def live(self, *, transceiver: int | None = None) -> int:
+        """How many flows are pending or established: to the transceiver of that index, or all."""
+        live = self._live()
+        if transceiver is None:
+            return len(live)
+        return int(np.count_nonzero(self._forward["transceiver"][live] == transceiver))
+
     def count(self) -> int:
         """How many slots are in use."""
         return int(np.count_nonzero(self._states()))

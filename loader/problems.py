@@ -89,7 +89,7 @@ _ALL = (
         403,
         "this user may not use the agent",
         "Over the Unix socket, root, the agent's own user, and the users of its configuration "
-        "(`users` in [api]) may.",
+        "(`uids`) may.",
     ),
     ProblemType(
         "address-not-allowed",
@@ -117,6 +117,12 @@ _ALL = (
         "no such transceiver is registered",
         "Register it first, and renew its lease in time (`lease_s`).",
         ("transceiver",),
+    ),
+    ProblemType(
+        "unknown-route",
+        404,
+        "the transceiver holds no such route",
+        "Leave `restarts` out, or name a route that the same transceiver holds.",
     ),
     ProblemType(
         "method-not-allowed",
@@ -196,6 +202,14 @@ _ALL = (
         500,
         "the agent failed at this; the fault is its own",
         "See the agent's log, and report what it says there.",
+    ),
+    ProblemType(
+        "draining",
+        503,
+        "no new routes are taken: the transceiver or the relay is draining",
+        "Take the session to another transceiver, or to another relay. Those that are go on, and "
+        "may restart ICE (`restarts`).",
+        ("transceiver", "retry_after_s"),
     ),
     ProblemType(
         "not-ready",

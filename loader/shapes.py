@@ -11,6 +11,8 @@ from loader.types import HTTP_LENGTH, UFRAG_LENGTH
 
 __all__ = [
     "Counters",
+    "DrainAsked",
+    "Draining",
     "Flow",
     "Flows",
     "Health",
@@ -130,6 +132,9 @@ class Registered(_Told, frozen=True, kw_only=True):
         bool, Meta(description="Whether the relay knows how to send packets to the transceiver.")
     ]
     vips: list[Vip]
+    draining: Annotated[
+        bool, Meta(description="Whether it gets no new routes: take no new sessions then.")
+    ]
 
 
 class RouteAsked(_Asked, frozen=True, kw_only=True):
@@ -143,6 +148,13 @@ class RouteAsked(_Asked, frozen=True, kw_only=True):
             "can prove that it is there, and the relay sets no limit on what goes to it."
         ),
     ] = True
+    restarts: Annotated[
+        Ufrag | None,
+        Meta(
+            description="After an ICE restart, the ufrag that the session has had until now: a "
+            "route of the same transceiver. Such a route is made also during a drain."
+        ),
+    ] = None
 
 
 class RouteMade(_Told, frozen=True, kw_only=True):
@@ -164,12 +176,35 @@ class Transceiver(_Told, frozen=True, kw_only=True):
     routes: Annotated[int, Meta(description="How many it holds.", ge=0)]
     lease_s: Annotated[float, Meta(description="Seconds until its lease ends.")]
     reachable: bool
+    draining: bool
 
 
 class Transceivers(_Told, frozen=True, kw_only=True):
     """All transceivers, by id."""
 
     transceivers: list[Transceiver]
+
+
+class DrainAsked(_Asked, frozen=True, kw_only=True):
+    """How a drain shall end."""
+
+    deadline_s: Annotated[
+        Annotated[float, Meta(ge=0, le=30 * 86400)] | None,
+        Meta(description="Seconds until what remains is ended. Left out: never."),
+    ] = None
+
+
+class Draining(_Told, frozen=True, kw_only=True):
+    """How far a drain is."""
+
+    draining: bool
+    over: Annotated[bool, Meta(description="It is draining, and no route is left.")]
+    routes: Annotated[int, Meta(description="Routes that are left.", ge=0)]
+    flows: Annotated[int, Meta(description="Living flows that are left.", ge=0)]
+    since_s: Annotated[float | None, Meta(description="Seconds since it began.")]
+    deadline_s: Annotated[
+        float | None, Meta(description="Seconds until what remains is ended; null for never.")
+    ]
 
 
 class RoutesQuery(_Asked, frozen=True, kw_only=True):

@@ -18,7 +18,10 @@ from loader.problems import Refused, quoted
 from loader.routeids import INDEXES, Ids, RouteIds, index_of
 
 __all__ = [
+    "GRACE_SECONDS",
     "LEASE_SECONDS",
+    "MAX_ROUTES",
+    "Drain",
     "Lease",
     "Registered",
     "Route",
@@ -27,6 +30,10 @@ __all__ = [
 ]
 
 LEASE_SECONDS = 15.0
+GRACE_SECONDS = LEASE_SECONDS / 3
+"""That a lease has left at least when an agent takes it over: while there was none, nobody could
+renew it, and whoever renews in time or tries again within less than that must not lose it."""
+
 MAX_ROUTES = 8192
 """Of a transceiver, unless the configuration says otherwise."""
 
@@ -42,6 +49,17 @@ class Route:
 
 
 @dataclass(slots=True)
+class Drain:
+    """No new routes *since* then; *until*: when what remains is ended, None for never. Monotonic
+    seconds. *ended*: how many routes were, at the deadline; *over*: none are left."""
+
+    since: float
+    until: float | None = None
+    ended: int = 0
+    over: bool = False
+
+
+@dataclass(slots=True)
 class Lease:
     """A transceiver that is here until *expires*; its routes by ufrag."""
 
@@ -54,6 +72,7 @@ class Lease:
     capacity: int
     expires: float
     routes: dict[str, Route] = field(default_factory=dict)
+    drain: Drain | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +100,8 @@ class RouteTable:
 
     def __init__(self, *, indexes: int, max_routes: int = MAX_ROUTES) -> None:
         self.max_routes = max_routes
+        self.drain: Drain | None = None
+        """Of the whole relay."""
         self._indexes = indexes
         self._leases: dict[str, Lease] = {}
         self._sorted: list[Lease] | None = None
@@ -99,6 +120,21 @@ class RouteTable:
         if self._sorted is None:
             self._sorted = sorted(self._leases.values(), key=lambda lease: lease.id)
         return list(self._sorted)
+
+    def lease(self, id: str) -> Lease:
+        """The transceiver's lease. Raises Refused if there is none."""
+        lease = self._leases.get(id)
+        if lease is None:
+            raise Refused(
+                "unknown-transceiver",
+                f"no transceiver {quoted(id)} is registered: register it first",
+                transceiver=id.encode("ascii", "replace").decode(),
+            )
+        return lease
+
+    def drain_of(self, lease: Lease) -> Drain | None:
+        """The drain because of which the transceiver gets no new routes: its own or the relay's."""
+        return lease.drain or self.drain
 
     def owner(self, ufrag: str) -> Lease | None:
         """The lease that holds the route."""
@@ -120,12 +156,13 @@ class RouteTable:
         named: Ids | Iterable[int] = (),
         resting: Iterable[int] = (),
     ) -> None:
-        """Take over what the maps hold from an earlier agent, at the start; leases have one
-        lease's time to be renewed. Slots still name the route ids *named*, and refer to the
-        transceivers of the indexes *resting*, which are no new one's."""
+        """Take over what the maps hold from an earlier agent, at the start. Leases end when they
+        would have, but not before `GRACE_SECONDS` have passed. Slots still name the route ids
+        *named*, and refer to the transceivers of the indexes *resting*, which are no new one's."""
         routes: list[tuple[str, Route]] = []
         for lease in leases:
-            lease.expires = now + LEASE_SECONDS
+            left = min(max(lease.expires - now, GRACE_SECONDS), LEASE_SECONDS)
+            lease.expires = now + left
             self._begin(lease)
             self._ufrags.update(dict.fromkeys(lease.routes, lease))
             routes.extend(lease.routes.items())
@@ -199,10 +236,17 @@ class RouteTable:
         return sorted(self._resting)
 
     def add_route(
-        self, ufrag: str, *, transceiver: str, instance: str, checks: bool = True
+        self,
+        ufrag: str,
+        *,
+        transceiver: str,
+        instance: str,
+        checks: bool = True,
+        restarts: str | None = None,
     ) -> Route | None:
         """The new route, or None if the transceiver holds it already. *checks*: whether the
-        transceiver makes checks of its own. Raises Refused."""
+        transceiver makes checks of its own; *restarts*: the ufrag that the same session has had
+        until now. Raises Refused."""
         lease = self._authorised(transceiver, instance)
         _check_ufrag(ufrag)
         owner = self._ufrags.get(ufrag)
@@ -216,6 +260,20 @@ class RouteTable:
         if owner is not None:
             raise Refused(
                 "ufrag-taken", f"the ufrag {ufrag} is routed to another transceiver: draw another"
+            )
+        if restarts is not None and restarts not in lease.routes:
+            raise Refused(
+                "unknown-route",
+                f"{transceiver} holds no route {quoted(restarts)} that could restart: "
+                "name one of its own",
+            )
+        if self.drain_of(lease) and restarts is None:
+            what = f"{transceiver} is draining" if lease.drain else "the relay is draining"
+            raise Refused(
+                "draining",
+                f"{what}: it takes no new routes",
+                transceiver=transceiver,
+                retry_after_s=GRACE_SECONDS,
             )
         if len(lease.routes) >= (quota := self.quota(lease)):
             raise Refused(
@@ -236,6 +294,13 @@ class RouteTable:
         self._place(id, ufrag)
         return route
 
+    def end_routes(self, lease: Lease) -> list[str]:
+        """End all routes of a lease that stays; their ufrags."""
+        ended = list(lease.routes)
+        for ufrag in ended:
+            self._forget(ufrag, lease.routes.pop(ufrag))
+        return ended
+
     def quota(self, lease: Lease) -> int:
         """Routes it may hold: two a session, since an ICE restart has the old and the new."""
         return min(2 * lease.capacity, self.max_routes)
@@ -251,13 +316,7 @@ class RouteTable:
         return route
 
     def _authorised(self, id: str, instance: str) -> Lease:
-        lease = self._leases.get(id)
-        if lease is None:
-            raise Refused(
-                "unknown-transceiver",
-                f"no transceiver {quoted(id)} is registered: register it first",
-                transceiver=id.encode("ascii", "replace").decode(),
-            )
+        lease = self.lease(id)
         if instance_number(instance) in self._superseded:
             raise _superseded(id)
         if lease.instance != instance_number(instance):

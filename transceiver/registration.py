@@ -17,15 +17,17 @@ from transceiver.stun import Address, text
 __all__ = ["Registration"]
 
 FIRST_RETRY = 0.25
-LAST_RETRY = 5.0
+LAST_RETRY = 2.0
+"""Seconds between tries. An agent that comes back gives its leases at least 5 s to be renewed."""
+
 CALL_LIMIT = 3.0
 """Seconds that the agent gets to answer while somebody waits."""
 
 RENEWAL_LIMIT = 5.0
 """Seconds for one renewal; what routes it did not get to, the next one does."""
 
-SUPERSEDED = "superseded"
-"""The problem of who is no longer the transceiver of that id."""
+DRAINING, SUPERSEDED = "draining", "superseded"
+"""Problems, by type: we get no new routes; we are no longer the transceiver of our id."""
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +47,18 @@ class Registration:
         self._http = http
         self._capacity = capacity
         self._vips: tuple[Address, ...] = ()
+        self._draining = False
         self._live: set[str] = set()
 
     @property
     def vips(self) -> tuple[Address, ...]:
         """Where clients send to, as the agent said last."""
         return self._vips
+
+    @property
+    def draining(self) -> bool:
+        """Whether the relay makes no new routes to us, as the agent said last."""
+        return self._draining
 
     async def run(self) -> None:
         """Register and renew, until cancelled; ShuntError if another process takes our id."""
@@ -114,15 +122,27 @@ class Registration:
             capacity=self._capacity,
         )
         self._vips = tuple((vip.address, vip.port) for vip in lease.vips)
+        if lease.draining != self._draining:
+            log.info("draining: no new sessions" if lease.draining else "the drain was called off")
+        self._draining = lease.draining
         held = {
             route["ufrag"] for route in (await self._client.routes(transceiver=self._id))["routes"]
         }
         for ufrag in self._live - held:
-            await self._client.add_route(ufrag, transceiver=self._id, instance=self._instance)
+            await self._restore(ufrag)
         for ufrag in held - self._live:
             await self._client.remove_route(ufrag, instance=self._instance)
         seconds: float = lease.seconds
         return seconds / 3
+
+    async def _restore(self, ufrag: str) -> None:
+        try:
+            await self._client.add_route(ufrag, transceiver=self._id, instance=self._instance)
+        except AgentRefused as refused:
+            if refused.type != DRAINING:
+                raise
+            # Its route was ended at the drain's deadline; the session ends for want of consent.
+            log.warning("route %s is not restored: %s", ufrag, refused.detail)
 
 
 @contextlib.asynccontextmanager

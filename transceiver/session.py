@@ -62,6 +62,10 @@ class Routes(Protocol):
     def vips(self) -> Sequence[Address]:
         """Where clients send to; empty while no relay has taken us in."""
 
+    @property
+    def draining(self) -> bool:
+        """Whether the relay takes no new sessions of ours."""
+
     async def add(self, ufrag: str) -> None:
         """Return once the relay steers *ufrag* to us; ShuntError if it does not."""
 
@@ -218,6 +222,8 @@ class Sessions:
         offer = parse_offer(offer_sdp)
         if self._stopping:
             raise UnavailableError("the transceiver is stopping", retry_after=5)
+        if self._routes.draining:
+            raise UnavailableError("this transceiver is draining", retry_after=5)
         if len(self) >= self._capacity:
             raise UnavailableError(f"all {self._capacity} sessions are taken", retry_after=5)
         vips = self._routes.vips

@@ -71,6 +71,7 @@ async def _register(call: Call) -> web.Response:
         lease_s=LEASE_SECONDS,
         reachable=reachable,
         vips=[shapes.Vip(address=vip.address, port=vip.port) for vip in call.agent.config.vips],
+        draining=call.agent.is_draining(registered.lease),
     )
     return json_answer(answer, status=201 if registered.new else 200)
 
@@ -83,7 +84,11 @@ async def _deregister(call: Call) -> web.Response:
 async def _add_route(call: Call) -> web.Response:
     ufrag, asked = call.path["ufrag"], call.body
     new = call.agent.add_route(
-        ufrag, transceiver=asked.transceiver, instance=call.instance, checks=asked.checks
+        ufrag,
+        transceiver=asked.transceiver,
+        instance=call.instance,
+        checks=asked.checks,
+        restarts=asked.restarts,
     )
     made = shapes.RouteMade(ufrag=ufrag, transceiver=asked.transceiver, checks=asked.checks)
     return json_answer(made, status=201 if new else 200)
@@ -96,6 +101,21 @@ async def _remove_route(call: Call) -> web.Response:
 
 async def _transceivers(call: Call) -> web.Response:
     return json_answer(call.agent.transceivers())
+
+
+async def _drain(call: Call) -> web.Response:
+    return json_answer(
+        call.agent.drains.begin(call.path.get("id"), deadline_s=call.body.deadline_s)
+    )
+
+
+async def _drain_progress(call: Call) -> web.Response:
+    return json_answer(call.agent.drains.progress(call.path.get("id")))
+
+
+async def _call_off_drain(call: Call) -> web.Response:
+    call.agent.drains.call_off(call.path.get("id"))
+    return web.Response(status=204)
 
 
 async def _routes(call: Call) -> web.Response:
@@ -121,6 +141,8 @@ async def _health(call: Call) -> web.Response:
 async def _ready(call: Call) -> web.Response:
     if why := call.agent.not_ready():
         raise Refused("not-ready", why)
+    if call.agent.draining:
+        raise Refused("draining", "the relay is draining: it takes no new routes")
     return json_answer(shapes.Ready(ready=True))
 
 
@@ -188,7 +210,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={201: shapes.RouteMade, 200: shapes.RouteMade},
         problems=(
             *(*_BODY, *_MINE, "bad-ufrag", "ufrag-taken", "route-differs"),
-            *("quota-exceeded", "route-map-full"),
+            *("quota-exceeded", "route-map-full", "draining", "unknown-route"),
         ),
     ),
     Operation(
@@ -209,6 +231,60 @@ OPERATIONS: tuple[Operation, ...] = (
         do=_routes,
         query=shapes.RoutesQuery,
         answers={200: shapes.Routes},
+    ),
+    Operation(
+        name="drain_transceiver",
+        method="POST",
+        path="/v1/transceivers/{id}/drain",
+        summary="Give the transceiver no new routes, until it is empty or a deadline has passed",
+        do=_drain,
+        body=shapes.DrainAsked,
+        answers={200: shapes.Draining},
+        problems=(*_BODY, "unknown-transceiver"),
+    ),
+    Operation(
+        name="transceiver_drain",
+        method="GET",
+        path="/v1/transceivers/{id}/drain",
+        summary="How far the drain of the transceiver is",
+        do=_drain_progress,
+        answers={200: shapes.Draining},
+        problems=("unknown-transceiver",),
+    ),
+    Operation(
+        name="call_off_drain_of_transceiver",
+        method="DELETE",
+        path="/v1/transceivers/{id}/drain",
+        summary="Call the drain of the transceiver off",
+        do=_call_off_drain,
+        answers={204: None},
+        problems=("unknown-transceiver",),
+    ),
+    Operation(
+        name="drain_relay",
+        method="POST",
+        path="/v1/drain",
+        summary="Give the relay no new routes, until it is empty or a deadline has passed",
+        do=_drain,
+        body=shapes.DrainAsked,
+        answers={200: shapes.Draining},
+        problems=_BODY,
+    ),
+    Operation(
+        name="relay_drain",
+        method="GET",
+        path="/v1/drain",
+        summary="How far the drain of the relay is",
+        do=_drain_progress,
+        answers={200: shapes.Draining},
+    ),
+    Operation(
+        name="call_off_drain_of_relay",
+        method="DELETE",
+        path="/v1/drain",
+        summary="Call the drain of the relay off",
+        do=_call_off_drain,
+        answers={204: None},
     ),
     Operation(
         name="flows",
@@ -249,7 +325,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Whether the relay can do its work",
         do=_ready,
         answers={200: shapes.Ready},
-        problems=("not-ready",),
+        problems=("not-ready", "draining"),
     ),
     Operation(
         name="problems",

@@ -270,11 +270,7 @@ def own_pins() -> Iterator[Path]:
 
 
 def agent_arguments(
-    socket: Path,
-    pins: Path,
-    *,
-    ports: str = f"{FIRST_PORT}-{LAST_PORT}",
-    config: str = "/dev/null",
+    socket: Path, pins: Path, *, ports: str = f"{FIRST_PORT}-{LAST_PORT}"
 ) -> list[str]:
     """Of an agent on a host of `make_host`."""
     return [
@@ -282,13 +278,13 @@ def agent_arguments(
         *("--vip", f"{VIP.address}:{VIP.port}", "--inside-address", RELAY_INSIDE),
         *("--vip", f"[{VIP6.address}]:{VIP6.port}", "--inside-address", RELAY_INSIDE6),
         *("--inside-ports", ports),
-        *("--socket", str(socket), "--pins", str(pins), "--config", config),
+        *("--socket", str(socket), "--pins", str(pins)),
     ]
 
 
 class AgentProcess:
     """A running agent. *ports*: of inside addresses; *before*: what starts the process, with its
-    arguments. What its arguments leave open can be written into the file *config*."""
+    arguments."""
 
     def __init__(
         self,
@@ -304,8 +300,6 @@ class AgentProcess:
         self._ports = ports
         self._before = before
         self.socket = folder / "agent.sock"
-        self.config = folder / "agent.toml"
-        self.config.touch()
         self._log = folder / "agent.log"
         self.start()
 
@@ -320,9 +314,7 @@ class AgentProcess:
 
     def spawn(self, *, log: Path, socket: Path | None = None) -> "subprocess.Popen[bytes]":
         """Start a process with this agent's arguments, whatever comes of it."""
-        arguments = agent_arguments(
-            socket or self.socket, self.pins, ports=self._ports, config=str(self.config)
-        )
+        arguments = agent_arguments(socket or self.socket, self.pins, ports=self._ports)
 
         def start() -> "subprocess.Popen[bytes]":
             with log.open("wb") as output:
@@ -335,12 +327,8 @@ class AgentProcess:
         return self.host.run(start)
 
     def _ready(self) -> bool:
-        assert self.process.poll() is None, self.log()
-        return "ready: " in self.log()
-
-    def log(self) -> str:
-        """What it has logged since it was started."""
-        return self._log.read_text()
+        assert self.process.poll() is None, self._log.read_text()
+        return "ready: " in self._log.read_text()
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -23,11 +23,12 @@ from loader.config import AgentConfig
 from loader.daemon import _serve_agent
 from loader.datapath import Attachment, attach
 from loader.errors import ShuntError
+from loader.leases import write_lease
 from loader.maps import Maps
 from loader.network import Network
 from loader.problems import Refused
 from loader.shapes import Registration
-from loader.table import LEASE_SECONDS
+from loader.table import GRACE_SECONDS, LEASE_SECONDS
 from loader.types import Mode, State
 from tests.loader.conftest import (
     INSTANCE,
@@ -391,18 +392,248 @@ def test_a_new_agent_adopts_what_the_last_one_left(
     start(after)
 
 
-def test_an_adopted_transceiver_that_never_renews_goes(start: Start) -> None:
+@pytest.mark.parametrize(
+    ("away", "left"),
+    [(4.0, 11.0), (12.0, GRACE_SECONDS), (60.0, GRACE_SECONDS)],
+    ids=["in time", "about to end", "ended meanwhile"],
+)
+def test_an_adopted_lease_goes_on_where_it_was_and_leaves_time_to_renew(
+    start: Start, away: float, left: float
+) -> None:
     async def before(agent: Agent) -> None:
         await register(agent)
         agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
 
     async def after(agent: Agent) -> None:
-        start.clock.now += LEASE_SECONDS + 0.1
+        (told,) = agent.transceivers()["transceivers"]
+        assert told["lease_s"] == pytest.approx(left)
+        assert (told["http"], told["capacity"]) == (BODY["http"], BODY["capacity"])
+        start.clock.now += left - 0.1
+        agent.housekeeping.sweep()
+        assert ufrags(start.maps) == {"abcd"}
+        start.clock.now += 0.2
         agent.housekeeping.sweep()
         assert ufrags(start.maps) == set()
 
     start(before)
+    start.clock.now += away
     start(after)
+
+
+def test_what_a_renewal_says_is_what_a_successor_knows(start: Start) -> None:
+    async def before(agent: Agent) -> None:
+        await register(agent)
+        start.clock.now += 10.0
+        await register(agent, http="https://x1.example", capacity=7)
+
+    async def after(agent: Agent) -> None:
+        (told,) = agent.transceivers()["transceivers"]
+        assert (told["http"], told["capacity"]) == ("https://x1.example", 7)
+        assert told["lease_s"] == pytest.approx(LEASE_SECONDS)
+
+    start(before)
+    start(after)
+
+
+def test_a_renewal_keeps_the_next_hop(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        index = await register(agent)
+        entry = start.maps.transceiver(index)
+        entry.resolved, entry.hop.ifindex = 1, 77
+        start.maps.set_transceiver(index, entry)
+        write_lease(start.maps, agent._table.lease("x1"))
+        assert start.maps.transceiver(index).hop.ifindex == 77
+
+    start(story)
+
+
+# Drains.
+
+
+def drained_events(agent: Agent) -> list[tuple[str | None, str]]:
+    """Of whom and why."""
+    events, _missed = agent.events.since(0)
+    return [(e.facts["transceiver"], e.facts["why"]) for e in events if e.kind == "drain_ended"]
+
+
+@pytest.mark.parametrize("id", ["x1", None])
+def test_a_drain_goes_on_until_the_last_session_ends(start: Start, id: str | None) -> None:
+    maps, clock = start.maps, start.clock
+
+    async def story(agent: Agent) -> None:
+        index = await register(agent)
+        agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
+        put(maps, 20001, route=route_id(maps, "abcd"), seen=clock.now, transceiver=index)
+
+        begun = agent.drains.begin(id, deadline_s=None)
+        assert (begun.draining, begun.over, begun.routes, begun.flows) == (True, False, 1, 1)
+        with pytest.raises(Refused) as error:
+            agent.add_route("efgh", transceiver="x1", instance=INSTANCE)
+        assert error.value.name == "draining"
+        clock.now += 10.0
+        agent.drains.look()
+        assert agent.drains.progress(id).since_s == pytest.approx(10.0)
+        assert ufrags(maps) == {"abcd"}
+        assert drained_events(agent) == []
+
+        agent.remove_route("abcd", instance=INSTANCE)
+        agent.drains.look()
+        agent.drains.look()
+        assert agent.drains.progress(id).over
+        assert drained_events(agent) == [(id, "drained")], "told once"
+
+    start(story)
+
+
+def test_a_drain_of_one_transceiver_leaves_the_others_alone(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        await register(agent)
+        await register(agent, "x2", port=40002, instance=OTHER_INSTANCE)
+        agent.add_route("abcd", transceiver="x2", instance=OTHER_INSTANCE)
+        agent.drains.begin("x1", deadline_s=0.0)
+        while agent.drains.look():
+            pass
+        assert agent.add_route("efgh", transceiver="x2", instance=OTHER_INSTANCE)
+        told = {t["id"]: t["draining"] for t in agent.transceivers()["transceivers"]}
+        assert told == {"x1": True, "x2": False}
+        assert ufrags(start.maps) == {"abcd", "efgh"}
+
+    start(story)
+
+
+@pytest.mark.parametrize("id", ["x1", None])
+def test_at_the_deadline_what_remains_is_ended(start: Start, id: str | None) -> None:
+    maps, clock = start.maps, start.clock
+
+    async def story(agent: Agent) -> None:
+        index = await register(agent)
+        agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
+        put(maps, 20001, route=route_id(maps, "abcd"), seen=clock.now, transceiver=index)
+        assert agent.drains.begin(id, deadline_s=30.0).deadline_s == 30.0
+
+        clock.now += 29.9
+        agent.drains.look()
+        assert ufrags(maps) == {"abcd"}
+
+        clock.now += 0.2
+        while agent.drains.look():
+            pass
+        assert ufrags(maps) == set()
+        agent.housekeeping.sweep()
+        assert state(maps, 20001) is State.CLOSING
+        assert drained_events(agent) == [(id, "deadline")]
+        assert agent.transceivers()["transceivers"][0]["draining"], "the lease stays"
+
+    start(story)
+
+
+def test_a_drain_ends_one_transceiver_at_a_time_so_that_others_are_served(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        for id, port, instance in (("x1", 1, INSTANCE), ("x2", 2, OTHER_INSTANCE)):
+            await register(agent, id, port=port, instance=instance)
+            agent.add_route(f"of{id}", transceiver=id, instance=instance)
+        agent.drains.begin(None, deadline_s=60.0)
+        start.clock.now += 60.0
+        assert agent.drains.look()
+        assert ufrags(start.maps) == {"ofx2"}
+        assert agent.drains.look()
+        assert not agent.drains.look()
+        assert drained_events(agent) == [(None, "deadline")]
+
+    start(story)
+
+
+@pytest.mark.parametrize("id", ["x1", None])
+def test_a_drain_can_be_called_off(start: Start, id: str | None) -> None:
+    async def story(agent: Agent) -> None:
+        await register(agent)
+        agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
+        agent.drains.begin(id, deadline_s=30.0)
+        agent.drains.call_off(id)
+        agent.drains.call_off(id)
+        start.clock.now += 60.0
+        agent.drains.look()
+        assert not agent.drains.progress(id).draining
+        assert agent.add_route("efgh", transceiver="x1", instance=INSTANCE)
+        assert drained_events(agent) == [(id, "called off")]
+
+    async def after(agent: Agent) -> None:
+        assert not agent.drains.progress(id).draining
+
+    start(story)
+    start(after)
+
+
+@pytest.mark.parametrize("id", ["x1", None])
+@pytest.mark.parametrize("deadline", [None, 60.0])
+def test_a_drain_outlives_the_agent(start: Start, id: str | None, deadline: float | None) -> None:
+    maps, clock = start.maps, start.clock
+
+    async def before(agent: Agent) -> None:
+        await register(agent)
+        agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
+        agent.drains.begin(id, deadline_s=deadline)
+
+    async def after(agent: Agent) -> None:
+        progress = agent.drains.progress(id)
+        assert progress.since_s == pytest.approx(4.0)
+        assert progress.deadline_s == (deadline and pytest.approx(56.0))
+        with pytest.raises(Refused):
+            agent.add_route("efgh", transceiver="x1", instance=INSTANCE)
+        clock.now += 56.1
+        while agent.drains.look():
+            pass
+        assert ufrags(maps) == (set() if deadline else {"abcd"})
+
+    start(before)
+    clock.now += 4.0
+    start(after)
+
+
+def test_a_drain_that_was_over_is_not_told_again_by_the_next_agent(start: Start) -> None:
+    async def before(agent: Agent) -> None:
+        await register(agent)
+        agent.drains.begin("x1", deadline_s=None)
+        assert drained_events(agent) == [("x1", "drained")]
+
+    async def after(agent: Agent) -> None:
+        agent.drains.look()
+        assert agent.drains.progress("x1").over
+        assert drained_events(agent) == []
+
+    start(before)
+    start(after)
+
+
+def test_another_deadline_does_not_begin_the_drain_anew(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        await register(agent)
+        agent.drains.begin("x1", deadline_s=None)
+        start.clock.now += 5.0
+        progress = agent.drains.begin("x1", deadline_s=60.0)
+        assert (progress.since_s, progress.deadline_s) == (5.0, 60.0)
+
+    start(story)
+
+
+def test_what_befalls_routes_and_transceivers_is_told(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        await register(agent)
+        await register(agent)
+        agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
+        agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
+        with pytest.raises(Refused):
+            agent.add_route("ab", transceiver="x1", instance=INSTANCE)
+        events, _missed = agent.events.since(0)
+        told = [(event.kind, event.facts) for event in events]
+        assert [kind for kind, _ in told] == [
+            *("transceiver_registered", "route_added", "route_refused")
+        ]
+        assert told[0][1]["transceiver"] == "x1"
+        assert told[1][1] == {"ufrag": "abcd", "transceiver": "x1"}
+        assert told[2][1] == {"ufrag": "ab", "transceiver": "x1", "why": "bad-ufrag"}
+
+    start(story)
 
 
 def test_a_new_process_after_the_restart_does_not_get_the_old_routes(start: Start) -> None:

@@ -6,6 +6,8 @@ import os
 import random
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -28,6 +30,7 @@ from tests.loader.conftest import (
     INSTANCE,
     LAST_PORT,
     OTHER_INSTANCE,
+    ROOT,
     TRANSCEIVER,
     TRANSCEIVER6,
     VIP,
@@ -325,6 +328,109 @@ async def test_registrations_at_once_leave_one_transceiver(
             statuses.add(refused.status)
     assert statuses <= {403, 404, 409}
     assert (await client.transceivers())["transceivers"] == []
+
+
+# Drains.
+
+
+async def test_a_drained_transceiver_is_told_so_and_new_routes_are_refused(
+    client: AgentClient, shared_agent: AgentProcess
+) -> None:
+    await register(client)
+    await client.add_route("goes", transceiver="x1", instance=INSTANCE)
+
+    begun = await client.drain("x1", deadline_s=600)
+
+    assert (begun["draining"], begun["over"], begun["routes"]) == (True, False, 1)
+    assert (await client.register("x1", **BODY)).draining
+    with pytest.raises(AgentRefused) as error:
+        await client.add_route("comes", transceiver="x1", instance=INSTANCE)
+    assert (error.value.status, error.value.type) == (503, "draining")
+    await client.add_route("again", transceiver="x1", instance=INSTANCE, restarts="goes")
+    assert await client.health() == {"ready": True}, "the relay is there for others"
+
+    await client.call_off_drain("x1")
+    assert not (await client.drain_progress("x1"))["draining"]
+    assert not (await client.register("x1", **BODY)).draining
+    await client.add_route("comes", transceiver="x1", instance=INSTANCE)
+
+
+async def test_a_draining_relay_is_not_ready_and_says_when_to_come_back(
+    client: AgentClient, shared_agent: AgentProcess
+) -> None:
+    await register(client)
+    await client.drain()
+    try:
+        with pytest.raises(AgentRefused) as error:
+            await client.health()
+        assert (error.value.status, error.value.type) == (503, "draining")
+        assert (await client.register("x1", **BODY)).draining
+        answer = await asyncio.to_thread(
+            raw,
+            shared_agent,
+            b"PUT /v1/routes/abcd HTTP/1.0\r\nContent-Type: application/json\r\n"
+            b"Shunt-Instance: " + INSTANCE.encode() + b"\r\nContent-Length: 20\r\n\r\n"
+            b'{"transceiver":"x1"}',
+        )
+        assert answer.startswith(b"HTTP/1.0 503 ")
+        assert b"\r\nRetry-After: 5\r\n" in answer
+    finally:
+        await client.call_off_drain()
+    assert await client.health() == {"ready": True}
+
+
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+async def test_nobody_cannot_drain(shared_agent: AgentProcess, method: str) -> None:
+    path = "/v1/transceivers/nobody/drain"
+    status, answer = await asked(shared_agent.socket, method, path)
+
+    assert status == 404
+    assert is_problem(answer, "unknown-transceiver")
+
+
+@pytest.mark.parametrize("deadline", [-1, "60", True, 1e300, [60]])
+async def test_a_deadline_that_is_none_is_refused(
+    client: AgentClient, shared_agent: AgentProcess, deadline: Any
+) -> None:
+    status, answer = await asked(
+        shared_agent.socket, "POST", "/v1/drain", json={"deadline_s": deadline}
+    )
+
+    assert (status, answer["pointer"]) == (400, "#/deadline_s")
+    assert not (await client.drain_progress())["draining"]
+
+
+def shunt(agent: AgentProcess, *arguments: str) -> tuple[int, str]:
+    """A command of the command line that asks this agent; its exit status and what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tools", *arguments, "--socket", str(agent.socket)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+async def test_the_command_drains_waits_and_calls_off(
+    client: AgentClient, shared_agent: AgentProcess
+) -> None:
+    async def ask(*arguments: str) -> tuple[int, str]:
+        return await asyncio.to_thread(shunt, shared_agent, *arguments)
+
+    await register(client)
+    await client.add_route("goes", transceiver="x1", instance=INSTANCE)
+
+    status, said = await ask("transceivers", "drain", "x1")
+    assert (status, said.startswith("draining for 0 s: 1 routes, 0 flows left")) == (0, True), said
+    status, said = await ask("transceivers", "drain", "x1", "--cancel")
+    assert (status, said) == (0, "not draining: new sessions are taken\n")
+    status, said = await ask("agent", "drain", "--deadline", "0", "--wait")
+    assert (status, said.splitlines()[-1]) == (0, "drained: 0 routes, 0 flows left")
+    status, said = await ask("agent", "drain", "--cancel", "-o", "json")
+    assert (status, json.loads(said)["draining"]) == (0, False)
+    status, said = await ask("transceivers", "drain", "nobody")
+    assert (status, 'no transceiver "nobody"' in said) == (1, True)
 
 
 # Refusals: 4xx, one sentence, JSON; never 500.

@@ -7,7 +7,9 @@ import pytest
 from loader.problems import Refused
 from loader.routeids import INDEXES
 from loader.table import (
+    GRACE_SECONDS,
     LEASE_SECONDS,
+    Drain,
     Lease,
     Registered,
     Route,
@@ -358,6 +360,80 @@ def test_what_is_no_id_is_refused(table: RouteTable, id: str) -> None:
     assert table.leases() == []
 
 
+# Drains.
+
+
+def test_a_draining_transceiver_gets_no_new_routes_and_keeps_its_own(table: RouteTable) -> None:
+    lease = register(table).lease
+    add_route(table)
+    lease.drain = Drain(since=0.0)
+
+    with pytest.raises(Refused, match="x1 is draining") as error:
+        table.add_route("efgh", transceiver="x1", instance=FIRST)
+
+    assert refusal(error) == "draining"
+    assert error.value.members["retry_after_s"] > 0
+    assert table.add_route("abcd", transceiver="x1", instance=FIRST) is None, "it is there"
+    assert list(lease.routes) == ["abcd"]
+
+
+def test_a_drain_of_the_relay_is_one_of_every_transceiver(table: RouteTable) -> None:
+    lease = register(table).lease
+    table.drain = Drain(since=0.0)
+
+    with pytest.raises(Refused, match="the relay is draining") as error:
+        table.add_route("abcd", transceiver="x1", instance=FIRST)
+
+    assert refusal(error) == "draining"
+    assert table.drain_of(lease) is table.drain
+
+
+def test_a_session_may_restart_during_a_drain(table: RouteTable) -> None:
+    lease = register(table).lease
+    add_route(table)
+    lease.drain = Drain(since=0.0)
+
+    route = table.add_route("efgh", transceiver="x1", instance=FIRST, restarts="abcd")
+
+    assert route
+    assert lease.routes["efgh"] == route
+
+
+@pytest.mark.parametrize("draining", [True, False])
+def test_only_a_route_of_its_own_can_restart(table: RouteTable, draining: bool) -> None:
+    lease = register(table).lease
+    register(table, "x2", instance=STRANGER, port=40001)
+    table.add_route("abcd", transceiver="x2", instance=STRANGER)
+    lease.drain = Drain(since=0.0) if draining else None
+
+    with pytest.raises(Refused) as error:
+        table.add_route("efgh", transceiver="x1", instance=FIRST, restarts="abcd")
+
+    assert refusal(error) == "unknown-route"
+
+
+def test_a_new_process_is_there_to_take_sessions(table: RouteTable) -> None:
+    register(table).lease.drain = Drain(since=0.0)
+
+    assert register(table, instance=SECOND).lease.drain is None
+
+
+def test_renewing_does_not_end_a_drain(table: RouteTable) -> None:
+    register(table).lease.drain = Drain(since=0.0)
+
+    assert register(table, now=5.0).lease.drain is not None
+
+
+def test_ended_routes_leave_the_lease_and_nothing_else(table: RouteTable) -> None:
+    lease = register(table).lease
+    for ufrag in ("abcd", "efgh"):
+        add_route(table, ufrag)
+
+    assert table.end_routes(lease) == ["abcd", "efgh"]
+    assert (lease.routes, table.owner("abcd"), len(table.ids)) == ({}, None, 0)
+    assert table.leases() == [lease]
+
+
 # What is never given out too early.
 
 
@@ -430,11 +506,23 @@ def adopted(**change: object) -> Lease:
     return replace(lease, **change)  # type: ignore[arg-type]
 
 
-def test_an_adopted_transceiver_has_one_lease_of_time_to_renew(table: RouteTable) -> None:
-    table.adopt([adopted()], now=1000.0)
+@pytest.mark.parametrize(
+    ("expires", "ends"),
+    [
+        (1012.0, 1012.0),
+        (1003.0, 1000.0 + GRACE_SECONDS),
+        (900.0, 1000.0 + GRACE_SECONDS),
+        (9000.0, 1000.0 + LEASE_SECONDS),
+    ],
+    ids=["goes on", "about to end", "ended meanwhile", "longer than any lease"],
+)
+def test_an_adopted_lease_ends_when_it_would_have_but_not_at_once(
+    table: RouteTable, expires: float, ends: float
+) -> None:
+    table.adopt([adopted(expires=expires)], now=1000.0)
 
-    assert table.expire(now=1000.0 + LEASE_SECONDS - 0.1) == []
-    (ended,) = table.expire(now=1000.0 + LEASE_SECONDS)
+    assert table.expire(now=ends - 0.1) == []
+    (ended,) = table.expire(now=ends)
     assert ended.routes == {"abcd": Route(17)}
 
 

@@ -21,6 +21,8 @@ class FakeAgent:
         self.added: list[str] = []
         self.refuse_routes: Refused | None = None
         """What new routes are refused with."""
+        self.draining = False
+        """Whether transceivers are told that they get no new routes."""
         self.superseded = False
         """Whether another instance has taken the id."""
         self._runner: web.AppRunner | None = None
@@ -63,6 +65,7 @@ class FakeAgent:
         answer = {
             "id": name,
             "lease_s": self.lease,
+            "draining": self.draining,
             "vips": [{"address": host, "port": port} for host, port in vips],
         }
         return web.json_response(answer, status=200 if known else 201)

@@ -8,6 +8,7 @@ import pytest
 
 from loader.client import AgentClient
 from loader.errors import ShuntError
+from loader.problems import Refused
 from tests.transceiver.agent import FakeAgent
 from tests.transceiver.caller import eventually
 from transceiver.registration import Registration
@@ -67,6 +68,18 @@ async def test_routes_of_nobody_are_swept_but_not_those_of_others(
     agent.lease = 0.3
     agent.routes = {"stale": "x1", "others": "x2"}
     await eventually(lambda: agent.routes == {"others": "x2"})
+
+
+async def test_a_route_that_a_drain_has_ended_does_not_cost_the_lease(
+    agent: FakeAgent, running: Registration, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent.lease = 0.3
+    await eventually(running.registered.is_set)
+    await running.add("ended")
+    agent.routes.clear()
+    agent.refuse_routes = Refused("draining", "x1 is draining")
+    await eventually(lambda: "route ended is not restored" in caplog.text)
+    assert running.registered.is_set()
 
 
 async def test_a_second_process_with_the_same_id_ends_the_first(

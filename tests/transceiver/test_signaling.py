@@ -105,6 +105,28 @@ async def test_an_agent_that_refuses_makes_503_and_a_time_to_retry(
         assert "no more routes" in (await response.json())["error"]
 
 
+@pytest.fixture
+def renewals(agent: FakeAgent) -> None:
+    """Transceivers that start after this one renew their lease ten times a second."""
+    agent.lease = 0.3
+
+
+async def test_a_draining_transceiver_sends_new_calls_away_until_the_drain_is_called_off(
+    renewals: None, http: aiohttp.ClientSession, agent: FakeAgent, transceiver: Transceiver
+) -> None:
+    agent.draining = True
+    await eventually(lambda: transceiver.registration.draining)
+    async with http.post("/whip", data=GOOD, headers=HEADERS) as response:
+        assert response.status == 503
+        assert int(response.headers["Retry-After"]) >= 1
+        assert "draining" in (await response.json())["error"]
+
+    agent.draining = False
+    await eventually(lambda: not transceiver.registration.draining)
+    async with http.post("/whip", data=GOOD, headers=HEADERS) as response:
+        assert response.status == 201
+
+
 async def test_an_agent_that_is_away_makes_503(
     http: aiohttp.ClientSession, agent: FakeAgent, transceiver: Transceiver
 ) -> None:
