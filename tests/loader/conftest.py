@@ -303,24 +303,29 @@ class AgentProcess:
         self._log = folder / "agent.log"
         self.start()
 
-    def start(self) -> None:
-        """Start, or start again, and wait until it serves."""
-        self.process = self.spawn(log=self._log)
+    def start(self, *, tree: Path = ROOT) -> None:
+        """Start, or start again, and wait until it serves; the code is that below *tree*."""
+        self.process = self.spawn(log=self._log, tree=tree)
         try:
             eventually("the agent is ready", self._ready, within=60)
         except BaseException:
             self.kill()
             raise
 
-    def spawn(self, *, log: Path, socket: Path | None = None) -> "subprocess.Popen[bytes]":
-        """Start a process with this agent's arguments, whatever comes of it."""
+    def spawn(
+        self, *more: str, log: Path, socket: Path | None = None, tree: Path = ROOT
+    ) -> "subprocess.Popen[bytes]":
+        """Start a process with this agent's arguments and *more*, whatever comes of it."""
         arguments = agent_arguments(socket or self.socket, self.pins, ports=self._ports)
 
         def start() -> "subprocess.Popen[bytes]":
             with log.open("wb") as output:
                 return subprocess.Popen(
-                    [*self._before, sys.executable, "-m", "tools", "agent", "run", *arguments],
-                    cwd=ROOT,
+                    [
+                        *(*self._before, sys.executable, "-m", "tools", "agent", "run"),
+                        *(*arguments, *more),
+                    ],
+                    cwd=tree,
                     stderr=output,
                 )
 

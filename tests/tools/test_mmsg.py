@@ -32,7 +32,7 @@ def test_all_of_a_batch_arrive_with_their_lengths_and_their_source(
     one, other = ends
     outgoing, incoming = Batch(4, 20), Batch(8, 32)
     outgoing.payloads[:] = np.arange(80).reshape(4, 20)
-    outgoing.address(pack_address(*other.getsockname()[:2]))
+    outgoing.address(pack_address(*other.getsockname()[:2]), 0, 4)
 
     assert outgoing.send(one.fileno(), 0, 4) == 4
     assert incoming.receive(other.fileno(), 2, 6) == 4
@@ -53,7 +53,6 @@ def test_a_connected_socket_needs_no_address(
     one, other = ends
     one.connect(other.getsockname())
     outgoing = Batch(2, 20)
-    outgoing.address(None)
 
     assert outgoing.send(one.fileno(), 1, 1) == 1
     assert len(other.recv(100)) == 20

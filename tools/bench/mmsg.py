@@ -48,7 +48,7 @@ class Batch:
     def __init__(self, count: int, size: int) -> None:
         self.payloads: npt.NDArray[np.uint8] = np.zeros((count, size), np.uint8)
         self.names: npt.NDArray[np.uint8] = np.zeros((count, _NAME), np.uint8)
-        """Where each comes from, once received."""
+        """Where each goes to, or, once received, comes from."""
         self._size = size
         self._vectors = np.zeros(count, _VECTOR)
         self._vectors["base"] = _places(self.payloads)
@@ -73,11 +73,13 @@ class Batch:
         lengths: npt.NDArray[np.uint32] = self._headers["length"]
         return lengths
 
-    def address(self, destination: "npt.NDArray[np.uint8] | None") -> None:
-        """All go to an address, as `pack_address` makes it; None: to the socket's peer."""
-        self._destination = destination  # the kernel reads it there
-        self._headers["name"] = 0 if destination is None else destination.ctypes.data
-        self._headers["name_length"] = 0 if destination is None else len(destination)
+    def address(self, destination: npt.NDArray[np.uint8], first: int, count: int) -> None:
+        """So many from *first* on go to an address, as `pack_address` makes it; else they go to
+        the socket's peer."""
+        places = slice(first, first + count)
+        self.names[places, : len(destination)] = destination
+        self._headers["name"][places] = self._own_names[places]
+        self._headers["name_length"][places] = len(destination)
 
     def send(self, descriptor: int, first: int, count: int) -> int:
         """Send those from *first* on; how many went. Raises OSError if none did."""

@@ -72,29 +72,28 @@ class Sent:
 def run(order: Order) -> Sent:
     """Wait for the start, send, and tell."""
     flows = max(len(order.sockets), len(order.targets))
-    names = [pack_address(*target) for target in order.targets]
-    batch = Batch(BURST, order.size)
-    batch.payloads[:] = template(BURST, order.size)
-    batch.address(None)
-    numbers = np.zeros(flows, np.int64)
+    packets = flows * BURST
+    batch = Batch(packets, order.size)
+    batch.payloads[:] = template(packets, order.size)
+    for flow, target in enumerate(order.targets):
+        batch.address(pack_address(*target), flow * BURST, BURST)
+    flow_of, place_of = np.divmod(np.arange(packets), BURST)
     live = np.frombuffer(mmap.mmap(order.live, 0), np.uint64)
-    places, interval = np.arange(BURST), BURST / order.rate
     errors: Counter[str] = Counter()
     stop = select.poll()
     stop.register(sys.stdin.fileno(), select.POLLIN | select.POLLHUP)
     print("ready", flush=True)
     sys.stdin.readline()
 
+    interval = BURST / order.rate
     began = last = due = time.monotonic()
     pause = skipped = 0.0
     bursts = 0
     while not stop.poll(0) and last - began < order.limit_s:
-        flow = bursts % flows
-        if names:
-            batch.address(names[flow])
-        compose(batch.payloads, order.direction, flow, numbers[flow] + places)
-        _send(batch, order.sockets[flow % len(order.sockets)], errors)
-        numbers[flow] += BURST
+        turn, flow = divmod(bursts, flows)
+        if flow == 0:
+            compose(batch.payloads, order.direction, flow_of, turn * BURST + place_of)
+        _send(batch, flow * BURST, order.sockets[flow % len(order.sockets)], errors)
         bursts += 1
         live[order.place] = bursts * BURST
         now = time.monotonic()
@@ -105,15 +104,17 @@ def run(order: Order) -> Sent:
         elif now > due + _BEHIND:
             skipped += now - due
             due = now
-    return Sent(numbers.tolist(), last - began, pause, skipped, dict(errors))
+    turns, more = divmod(bursts, flows)
+    sent = [BURST * (turns + (flow < more)) for flow in range(flows)]
+    return Sent(sent, last - began, pause, skipped, dict(errors))
 
 
-def _send(batch: Batch, descriptor: int, errors: "Counter[str]") -> None:
-    """All of a burst. Raises OSError if it will not go."""
+def _send(batch: Batch, first: int, descriptor: int, errors: "Counter[str]") -> None:
+    """A burst. Raises OSError if it will not go."""
     done = failed = 0
     while done < BURST:
         try:
-            done += batch.send(descriptor, done, BURST - done)
+            done += batch.send(descriptor, first + done, BURST - done)
             failed = 0
         except OSError as error:
             failed += 1

@@ -40,17 +40,19 @@ from tools.netns import run_in
 from tools.processes import ROOT
 from transceiver import stun
 
-__all__ = ["Ends", "Report", "Stream", "Way", "stream"]
+__all__ = ["ID", "Ends", "Report", "Stream", "Way", "stream"]
 
 T = TypeVar("T")
 
-_ID = "traffic"
+ID = "traffic"
+"""The transceiver's, as the agent knows it."""
+
 _SIZE = 100  # bytes of a packet's payload: 20 ms of Opus at 32 kb/s
 _RECEIVE_BUFFER = 1 << 27  # a packet from a veth takes up to 5 kB of it: half a second's
 _SO_RCVBUFFORCE = 33  # of asm/socket.h; it goes beyond net.core.rmem_max
 _ANSWER = 2.0  # seconds
 _TRIES = 3
-_LIMIT = 60.0  # seconds of traffic
+_LIMIT = 120.0  # seconds of traffic
 _RENEW_EVERY = 3.0  # seconds
 _PATIENCE = 30.0  # seconds for a process to start, or to end
 
@@ -205,9 +207,13 @@ class Stream:
         self._lease = lease
         self._workers = workers
 
+    def add_route(self, ufrag: str) -> None:
+        """One more route, which no traffic uses. Raises AgentUnavailable or AgentRefused."""
+        self._lease.add_route(ufrag)
+
     def remove_route(self, number: int) -> None:
         """End the flow of that number."""
-        self._lease.remove_route(number)
+        self._lease.remove_route(self.ufrags[number])
 
     def carry(self, packets: int) -> None:
         """Return when so many more packets have come through each way. Raises ShuntError if they
@@ -222,7 +228,7 @@ class Stream:
 @contextmanager
 def stream(ends: Ends, *, flows: int = 16, rate: float = 50_000) -> Iterator[Stream]:
     """Traffic over so many *flows* that were made for it, *rate* packets a second in all, half of
-    them each way. It runs for a minute at most. Raises ShuntError if a flow does not come about.
+    them each way. It runs for two minutes at most. Raises ShuntError if a flow does not come about.
 
     The agent may go and come meanwhile. When this ends, the flows are over.
     """
@@ -240,7 +246,8 @@ def stream(ends: Ends, *, flows: int = 16, rate: float = 50_000) -> Iterator[Str
             client = run_in(ends.client_namespace, partial(_socket, (local, 0)))
             stack.callback(client.close)
             client.connect(vip)
-            peers.append(_establish(lease.route(number), client, transceiver))
+            lease.add_route(lease.ufrag(number))
+            peers.append(_establish(lease.ufrag(number), client, transceiver))
             clients.append(client)
         for each in (*clients, transceiver):
             _make_ready(each)
@@ -278,20 +285,17 @@ class _Lease:
         self._over.set()
         self._thread.join()
         with suppress(AgentUnavailable, AgentRefused):
-            self._ask(lambda agent: agent.deregister(_ID, instance=self._instance))
+            self._ask(lambda agent: agent.deregister(ID, instance=self._instance))
 
     def ufrag(self, number: int) -> str:
         """Of the flow of that number; nobody else's."""
         return f"{self._instance[:8].replace('-', '/').replace('_', '+')}{number:05d}"
 
-    def route(self, number: int) -> str:
-        """Make the flow's route; its ufrag."""
-        ufrag = self.ufrag(number)
-        self._ask(lambda agent: agent.add_route(ufrag, transceiver=_ID, instance=self._instance))
-        return ufrag
+    def add_route(self, ufrag: str) -> None:
+        self._ask(lambda agent: agent.add_route(ufrag, transceiver=ID, instance=self._instance))
 
-    def remove_route(self, number: int) -> None:
-        self._ask(lambda agent: agent.remove_route(self.ufrag(number), instance=self._instance))
+    def remove_route(self, ufrag: str) -> None:
+        self._ask(lambda agent: agent.remove_route(ufrag, instance=self._instance))
 
     def _renew(self) -> None:
         while not self._over.wait(_RENEW_EVERY):
@@ -302,14 +306,14 @@ class _Lease:
         async def ask(agent: AgentClient) -> bool:
             await self._register(agent)
             listed = (await agent.transceivers())["transceivers"]
-            return any(entry["id"] == _ID and entry["reachable"] for entry in listed)
+            return any(entry["id"] == ID and entry["reachable"] for entry in listed)
 
         return self._ask(ask)
 
     async def _register(self, agent: AgentClient) -> None:
         address, port = self._ends.transceiver
         await agent.register(
-            _ID,
+            ID,
             instance=self._instance,
             address=address,
             port=port,
