@@ -8,6 +8,7 @@ new agent adopts it. `api` is how it is asked, `daemon` the process around it.
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from loader import datapath, types
@@ -31,6 +32,7 @@ from loader.picture import (
     picture_of_routes,
 )
 from loader.problems import Refused, quoted
+from loader.reloading import Reloading
 from loader.shapes import Registration
 from loader.table import Lease, Registered, Route, RouteTable
 
@@ -40,7 +42,8 @@ log = logging.getLogger(__name__)
 
 
 class Agent:
-    """The running agent, between the maps and the API. `clock` gives monotonic seconds."""
+    """The running agent, between the maps and the API. *read* gives the configuration anew, for
+    `reloading`. `clock` gives monotonic seconds."""
 
     def __init__(
         self,
@@ -48,9 +51,12 @@ class Agent:
         maps: Maps,
         network: Network,
         *,
+        read: Callable[[], AgentConfig] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
+        self.reloading = Reloading(config, read or (lambda: config))
+        self.reloading.parts.append(lambda new: partial(self.reconfigure, new))
         self.events = EventLog(clock=time.time)
         self._maps = maps
         self._clock = clock
@@ -102,6 +108,11 @@ class Agent:
         closed = self._flows.close_addresses(vips=vips, entries=entries, now=self._clock())
         if closed:
             log.warning("the relay has other addresses than before: %d flows closed", closed)
+
+    def reconfigure(self, config: AgentConfig) -> None:
+        """Go on with another configuration, different in no key that needs a restart."""
+        self.config = config
+        self._table.max_routes = config.max_routes
 
     def adopt(self) -> None:
         """Take over the transceivers, routes and flows that an earlier agent left in the maps."""

@@ -372,6 +372,11 @@ class _Reading:
         )
 
     def _tell_missing(self, path: pathlib.Path) -> None:
+        if not (self.has_file or self._given or self._faults):
+            what = "there is no such file, and nothing else says what to relay"
+            cure = "Write it (packaging/agent.toml is an example), or see `shunt agent run --help`."
+            self._fault(Origin("file", str(path)), what, cure)
+            return
         asked_for = {
             "relay",
             *self._sections,

@@ -70,14 +70,12 @@ class Key:
     def default(self) -> Any:
         """What it is when it is not given; None if there is no default."""
         values = tuple(_DEFAULTS.get(field) for field in self.fields)
-        return values[0] if len(values) == 1 else values
+        return values[0] if len(values) == 1 or values[0] is None else values
 
     def value(self, of: AgentConfig) -> Any:
         """What a configuration has for it; None if nothing."""
         values = tuple(_field(of, field) for field in self.fields)
-        if values[0] is None:
-            return None
-        return values[0] if len(values) == 1 else values
+        return values[0] if len(values) == 1 or values[0] is None else values
 
     def written(self, value: Any) -> Any:
         """The value as JSON and TOML have it: text, a number, a truth value, or a list of them."""

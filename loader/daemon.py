@@ -5,7 +5,7 @@ import fcntl
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from loader.api import Runner, application
 from loader.capabilities import Capability, held, require
 from loader.config import AgentConfig
 from loader.errors import ShuntError
+from loader.logs import EventLines
 from loader.maps import DEFAULT_PINS, Maps
 from loader.network import Network
 
@@ -37,18 +38,28 @@ def load(config: AgentConfig) -> None:
         log.info("program %s (id %d) is pinned", program.tag, program.id)
 
 
-def run(config: AgentConfig) -> None:
-    """Load, attach, adopt and serve, until SIGTERM or SIGINT.
+def run(config: AgentConfig, *, read: Callable[[], AgentConfig] | None = None) -> None:
+    """Load, attach, adopt and serve, until SIGTERM or SIGINT; on SIGHUP, *read* gives the
+    configuration anew.
 
     The program and its maps stay when this ends; `unload` takes them away. Raises ShuntError.
     """
+    # From here on SIGHUP means a reload. One that comes before there is anything to reload waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        _run(config, read or (lambda: config))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
+def _run(config: AgentConfig, read: Callable[[], AgentConfig]) -> None:
     require(Capability.BPF, Capability.NET_ADMIN, what="the agent")
     datapath.make_room(config.pins)
     with _owned(config.pins):
         program = _program(config)
         log.info("program %s (id %d) is loaded", program.tag, program.id)
         with Maps(config.pins, writable=True) as maps:
-            asyncio.run(_serve(config, maps))
+            asyncio.run(_serve(config, read, maps))
 
 
 def _program(config: AgentConfig) -> bpf.ProgramInfo:
@@ -81,7 +92,7 @@ def _owned(pins: Path) -> Iterator[None]:
         os.close(lock)
 
 
-async def _serve(config: AgentConfig, maps: Maps) -> None:
+async def _serve(config: AgentConfig, read: Callable[[], AgentConfig], maps: Maps) -> None:
     attachments = await asyncio.to_thread(datapath.attach, config.pins, config.interfaces)
     for attachment in attachments:
         why = f" ({attachment.why})" if attachment.why else ""
@@ -89,7 +100,8 @@ async def _serve(config: AgentConfig, maps: Maps) -> None:
     async with AsyncIPRoute() as netlink:
         network = Network(netlink)
         await network.look()
-        agent = Agent(config, maps, network)
+        agent = Agent(config, maps, network, read=read)
+        agent.events.listen(EventLines())
         agent.configure(attachments)
         agent.adopt()
         await _serve_agent(agent)
@@ -114,6 +126,8 @@ async def _serve_agent(agent: Agent) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, agent.reloading.ask)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     log.info("ready: API at %s", config.socket)
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -124,6 +138,7 @@ async def _serve_agent(agent: Agent) -> None:
                     agent.drains.keep(),
                     agent.following.follow(),
                     agent.following.watch(),
+                    agent.reloading.keep(),
                 )
             ]
             await stop.wait()

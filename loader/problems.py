@@ -89,7 +89,7 @@ _ALL = (
         403,
         "this user may not use the agent",
         "Over the Unix socket, root, the agent's own user, and the users of its configuration "
-        "(`uids`) may.",
+        "(`users` in [api]) may.",
     ),
     ProblemType(
         "address-not-allowed",

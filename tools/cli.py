@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from loader.errors import ShuntError
 
 if TYPE_CHECKING:
-    from loader.config import AgentConfig
+    from loader.configfile import Sources
 
 __all__ = ["main"]
 
 Command = Callable[[argparse.Namespace], int]
 AGENT_SOCKET = "/run/shunt/agent.sock"
 PINS = "/sys/fs/bpf/shunt"
+CONFIG = "/etc/shunt/agent.toml"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     text = "no new routes on this relay; existing sessions go on"
     _draining(_command(agent, "drain", _drain, text))
 
+    configuration = _noun(nouns, "config", "the agent's configuration")
+    check = _command(configuration, "check", _config_check, "what it comes to, or all its errors")
+    check.add_argument("path", nargs="?", type=Path, metavar="PATH", help=f"default {CONFIG}")
+    _output(check)
+
     transceiver = _noun(nouns, "transceiver", "the process that terminates WebRTC")
     run = _command(transceiver, "run", _transceiver_run, "serve calls, in the foreground")
     run.add_argument("--id", required=True)
@@ -126,9 +132,18 @@ def _parser() -> argparse.ArgumentParser:
     doctor = _command(
         nouns, "doctor", _doctor, "what keeps the relay from working here, and the cure; read-only"
     )
-    doctor.add_argument("--interface", action="append", default=[], metavar="IFACE")
-    doctor.add_argument("--socket", default=AGENT_SOCKET, metavar="PATH")
-    doctor.add_argument("--pins", default=PINS, metavar="DIR", help="in bpffs")
+    doctor.add_argument(
+        "--interface", action="append", default=[], metavar="IFACE", help="repeatable"
+    )
+    doctor.add_argument("--config", type=Path, metavar="PATH", help="an agent's, to be checked for")
+    doctor.add_argument("--socket", metavar="PATH", help=f"the agent's; {AGENT_SOCKET}")
+    doctor.add_argument("--pins", type=Path, metavar="DIR", help=f"in bpffs; {PINS}")
+    doctor.add_argument(
+        "--try",
+        dest="try_it",
+        action="store_true",
+        help="load and attach the program, in a network namespace of its own",
+    )
     _output(doctor)
 
     benches = _noun(nouns, "bench", "what the relay costs, against bare programs, in one run")
@@ -154,27 +169,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _agent_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--public", required=True, type=_names, metavar="IFACE[,…]")
-    parser.add_argument("--inside", required=True, type=_names, metavar="IFACE[,…]")
+    """What wins over the configuration's file and the environment; see `configkeys`."""
+    parser.add_argument("--config", type=Path, metavar="PATH", help=f"default {CONFIG}")
+    parser.add_argument("--public", type=_names, metavar="IFACE[,…]")
+    parser.add_argument("--inside", type=_names, metavar="IFACE[,…]")
     parser.add_argument(
         "--vip",
-        required=True,
         type=_endpoint,
         action="append",
         metavar="ADDR:PORT",
         help="repeatable; [IPV6]:PORT for IPv6",
     )
     parser.add_argument(
-        "--inside-address",
-        required=True,
-        action="append",
-        metavar="ADDR",
-        help="repeatable; IPv4 and IPv6",
+        "--inside-address", action="append", metavar="ADDR", help="repeatable; IPv4 and IPv6"
     )
-    parser.add_argument("--inside-ports", type=_port_range, default=(10000, 32767), metavar="A-B")
-    parser.add_argument("--socket", default=AGENT_SOCKET, metavar="PATH")
-    parser.add_argument("--uid", type=int, action="append", default=[], help="may use the socket")
-    parser.add_argument("--pins", default=PINS, metavar="DIR", help="in bpffs")
+    parser.add_argument("--inside-ports", type=_port_range, metavar="A-B")
+    parser.add_argument("--socket", type=Path, metavar="PATH")
+    parser.add_argument("--uid", type=int, action="append", help="may use the socket")
+    parser.add_argument("--pins", type=Path, metavar="DIR", help="in bpffs")
 
 
 def _noun(nouns: Any, name: str, text: str) -> Any:
@@ -316,44 +328,61 @@ def _lab_exec(arguments: argparse.Namespace) -> int:
 
 
 def _agent_run(arguments: argparse.Namespace) -> int:
+    import logging
+
+    from loader import logs
     from loader.daemon import run
 
-    _log_to_stderr()
-    run(_agent_config(arguments))
+    sources = _agent_sources(arguments)
+    config = sources.read().config
+    logs.configure(config.log_level, config.log_format)
+    try:
+        run(config, read=lambda: sources.read().config)
+    except ShuntError as error:
+        if config.log_format == "text":
+            raise
+        facts = {"cure": error.cure} if error.cure else {}
+        logging.getLogger("loader.daemon").error("%s", error.what, extra={"facts": facts})
+        return 1
     return 0
 
 
 def _agent_load(arguments: argparse.Namespace) -> int:
+    from loader import logs
     from loader.daemon import load
 
-    _log_to_stderr()
-    load(_agent_config(arguments))
+    config = _agent_sources(arguments).read().config
+    logs.configure(config.log_level, config.log_format)
+    load(config)
     return 0
 
 
-def _agent_config(arguments: argparse.Namespace) -> "AgentConfig":
+def _agent_sources(arguments: argparse.Namespace) -> "Sources":
     from loader.client import Vip
-    from loader.config import AgentConfig
+    from loader.configfile import Sources
 
-    return AgentConfig(
-        public=arguments.public,
-        inside=arguments.inside,
-        vips=tuple(Vip(address, port) for address, port in arguments.vip),
-        inside_addresses=tuple(arguments.inside_address),
-        socket=Path(arguments.socket),
-        pins=Path(arguments.pins),
-        first_port=arguments.inside_ports[0],
-        last_port=arguments.inside_ports[1],
-        uids=frozenset(arguments.uid),
+    vips = arguments.vip and tuple(Vip(address, port) for address, port in arguments.vip)
+    options = {
+        "relay.public": arguments.public,
+        "relay.inside": arguments.inside,
+        "relay.vips": vips,
+        "relay.inside_addresses": arguments.inside_address and tuple(arguments.inside_address),
+        "relay.inside_ports": arguments.inside_ports,
+        "relay.pins": arguments.pins,
+        "api.socket": arguments.socket,
+        "api.users": arguments.uid and tuple(arguments.uid),
+    }
+    return Sources(
+        file=arguments.config,
+        environment=os.environ,
+        options={name: value for name, value in options.items() if value is not None},
     )
 
 
-def _log_to_stderr() -> None:
-    import logging
+def _config_check(arguments: argparse.Namespace) -> int:
+    from tools import configcheck
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    return configcheck.run(arguments.path, as_json=arguments.output == "json")
 
 
 def _agent_unload(arguments: argparse.Namespace) -> int:
@@ -427,8 +456,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     return run(
         interfaces=arguments.interface,
+        config=arguments.config,
         socket=arguments.socket,
-        pins=Path(arguments.pins),
+        pins=arguments.pins,
+        try_it=arguments.try_it,
         as_json=arguments.output == "json",
     )
 

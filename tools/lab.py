@@ -148,6 +148,7 @@ def _start(lab: Lab) -> Lab:
     environment["PYTHONUNBUFFERED"] = "1"
     shunt = [sys.executable, "-m", "tools"]
     relay = [
+        ("--config", "/dev/null"),
         ("--public", "public"),
         ("--inside", "inside"),
         ("--vip", f"{lab.vip[0]}:{lab.vip[1]}"),

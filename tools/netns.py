@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pyroute2 import netns
 
-__all__ = ["RUN_DIR", "create", "pids_in", "run_in"]
+__all__ = ["RUN_DIR", "create", "pids_in", "run_in", "run_in_new"]
 
 T = TypeVar("T")
 RUN_DIR = Path("/run/netns")
@@ -26,13 +26,11 @@ def create(namespace: str) -> None:
     a signal; where the parent answers signals by cleaning up, the child would do so too.
     """
 
-    def unshare() -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.unshare(CLONE_NEWNET) < 0:
-            raise OSError(ctypes.get_errno(), "no new network namespace", namespace)
+    def name() -> None:
+        _unshare()
         netns.attach(namespace, "thread-self")
 
-    _in_a_thread(unshare)
+    _in_a_thread(name)
 
 
 def run_in(namespace: str, work: Callable[[], T]) -> T:
@@ -48,6 +46,23 @@ def run_in(namespace: str, work: Callable[[], T]) -> T:
         return work()
 
     return _in_a_thread(enter)
+
+
+def run_in_new(work: Callable[[], T]) -> T:
+    """As `run_in`, in a namespace without a name that nobody else is in. It ends with *work*, as
+    do its interfaces; a child process that *work* leaves behind keeps them."""
+
+    def enter() -> T:
+        _unshare()
+        return work()
+
+    return _in_a_thread(enter)
+
+
+def _unshare() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) < 0:
+        raise OSError(ctypes.get_errno(), "no new network namespace")
 
 
 def _in_a_thread(work: Callable[[], T]) -> T:

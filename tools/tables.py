@@ -1,5 +1,6 @@
 """What the commands print for people: rich tables from the same facts that `-o json` prints."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # aiortc takes most of a second to import, and only `call` ne
 __all__ = [
     "grid",
     "show_call",
+    "show_config",
     "show_counters",
     "show_lab",
     "show_list",
@@ -48,6 +50,22 @@ def grid(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -
     for row in rows:
         table.add_row(*(_text(cell) for cell in row))
     return table
+
+
+def show_config(title: str, values: Iterable[Mapping[str, Any]]) -> None:
+    """Keys, their values, and where each comes from."""
+    rows = []
+    for entry in values:
+        where, value = entry["from"], entry["value"]
+        place = where["name"] or where["kind"]
+        rows.append(
+            (
+                entry["key"],
+                "" if value is None else json.dumps(value, ensure_ascii=False),
+                f"{place}:{where['line']}" if where["line"] else place,
+            )
+        )
+    Console().print(grid(title, ("key", "value", "from"), rows), markup=False)
 
 
 def show_list(what: str, entries: list[Mapping[str, Any]], *, count: int | None = None) -> None:

@@ -80,7 +80,8 @@ def _check_who_asks(request: web.Request) -> None:
     uid = _peer_uid(transport.get_extra_info("socket"))
     if uid not in {0, os.geteuid()} | request.app[_AGENT].config.uids:
         raise Refused(
-            "forbidden", f"user {uid} may not use the agent: add it to `uids` in its configuration"
+            "forbidden",
+            f"user {uid} may not use the agent: add it to `users` in [api] of its configuration",
         )
 
 

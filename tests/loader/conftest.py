@@ -270,7 +270,11 @@ def own_pins() -> Iterator[Path]:
 
 
 def agent_arguments(
-    socket: Path, pins: Path, *, ports: str = f"{FIRST_PORT}-{LAST_PORT}"
+    socket: Path,
+    pins: Path,
+    *,
+    ports: str = f"{FIRST_PORT}-{LAST_PORT}",
+    config: str = "/dev/null",
 ) -> list[str]:
     """Of an agent on a host of `make_host`."""
     return [
@@ -278,13 +282,13 @@ def agent_arguments(
         *("--vip", f"{VIP.address}:{VIP.port}", "--inside-address", RELAY_INSIDE),
         *("--vip", f"[{VIP6.address}]:{VIP6.port}", "--inside-address", RELAY_INSIDE6),
         *("--inside-ports", ports),
-        *("--socket", str(socket), "--pins", str(pins)),
+        *("--socket", str(socket), "--pins", str(pins), "--config", config),
     ]
 
 
 class AgentProcess:
     """A running agent. *ports*: of inside addresses; *before*: what starts the process, with its
-    arguments."""
+    arguments. What its arguments leave open can be written into the file *config*."""
 
     def __init__(
         self,
@@ -300,6 +304,8 @@ class AgentProcess:
         self._ports = ports
         self._before = before
         self.socket = folder / "agent.sock"
+        self.config = folder / "agent.toml"
+        self.config.touch()
         self._log = folder / "agent.log"
         self.start()
 
@@ -316,7 +322,9 @@ class AgentProcess:
         self, *more: str, log: Path, socket: Path | None = None, tree: Path = ROOT
     ) -> "subprocess.Popen[bytes]":
         """Start a process with this agent's arguments and *more*, whatever comes of it."""
-        arguments = agent_arguments(socket or self.socket, self.pins, ports=self._ports)
+        arguments = agent_arguments(
+            socket or self.socket, self.pins, ports=self._ports, config=str(self.config)
+        )
 
         def start() -> "subprocess.Popen[bytes]":
             with log.open("wb") as output:
@@ -332,8 +340,12 @@ class AgentProcess:
         return self.host.run(start)
 
     def _ready(self) -> bool:
-        assert self.process.poll() is None, self._log.read_text()
-        return "ready: " in self._log.read_text()
+        assert self.process.poll() is None, self.log()
+        return "ready: " in self.log()
+
+    def log(self) -> str:
+        """What it has logged since it was started."""
+        return self._log.read_text()
 
     def kill(self) -> None:
         """SIGKILL."""

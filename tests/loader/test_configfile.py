@@ -432,7 +432,7 @@ def test_what_is_missing_says_every_way_to_give_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("loader.configfile.DEFAULT_FILE", Path("/nowhere/agent.toml"))
 
     with pytest.raises(BadConfig) as error:
-        Sources().read()
+        Sources(options={"relay.inside": ("eth1",)}).read()
 
     fault = error.value.faults[0]
     assert str(fault) == "public in [relay] is missing"
@@ -440,6 +440,13 @@ def test_what_is_missing_says_every_way_to_give_it(monkeypatch: pytest.MonkeyPat
         'Give public = ["eth0"], SHUNT_AGENT_RELAY_PUBLIC or --public. '
         "There is no /nowhere/agent.toml."
     )
+
+
+def test_with_nothing_at_all_the_file_is_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loader.configfile.DEFAULT_FILE", Path("/nowhere/agent.toml"))
+
+    with pytest.raises(BadConfig, match=r"/nowhere/agent\.toml: there is no such file"):
+        Sources().read()
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,19 @@ EXPRESSIONS = {
     **{rule.get("alert") or rule["record"]: rule["expr"] for rule in rules()},
     **dashboard_expressions(),
 }
+WORDS = {
+    **{
+        rule["alert"]: set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+        for rule in rules()
+        if "alert" in rule
+    },
+    **{
+        f"{panel['title']} {target['refId']}": set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+        for panel in panels()
+        for target in panel["targets"]
+    },
+}
+"""Labels that alerts' sentences and panels' legends are made with."""
 
 
 async def busy(agent: AgentProcess) -> None:
@@ -109,15 +122,21 @@ def test_the_rules_are_loaded_and_worked_out_without_an_error(scraping: Promethe
     assert not [rule["lastError"] for rule in loaded() if rule.get("lastError")]
 
 
-@pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS)
+@pytest.mark.parametrize("place", EXPRESSIONS)
 def test_an_expression_can_be_worked_out_and_names_what_is_there(
-    scraping: Prometheus, expression: str
+    scraping: Prometheus, place: str
 ) -> None:
+    expression = EXPRESSIONS[place]
     scraping.query(expression)
 
+    labels: set[str] = set()
     assert selectors(expression)
     for selector in selectors(expression):
         common = tuple(each for each in selector.matchers if each[0] not in ONLY_IN_TROUBLE)
         for one in Selector(selector.name, common).of_each_value():
-            assert scraping.query(f"last_over_time({one}[5m])"), f"{one} is not there"
-    assert labels_grouped_by(expression) <= set(scraping.get("labels"))
+            found = scraping.query(f"last_over_time({one}[5m])")
+            assert found, f"{one} is not there"
+            labels |= set(found[0]["metric"])
+    grouped = labels_grouped_by(expression)
+    assert grouped <= labels
+    assert WORDS.get(place, set()) <= (grouped or labels)

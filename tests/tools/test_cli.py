@@ -1,5 +1,9 @@
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -9,15 +13,18 @@ from tools.cli import main
 from tools.processes import ROOT
 
 AGENT_RUN = [
-    *("agent", "run", "--public", "a", "--inside", "b,a.100"),
+    *("agent", "run", "--config", "/dev/null", "--public", "a", "--inside", "b,a.100"),
     *("--inside-address", "10.0.0.1", "--inside-address", "fd00::1"),
 ]
 
 
-def shunt(*argv: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+def shunt(
+    *argv: str, before: tuple[str, ...] = (), env: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*before, sys.executable, "-m", "tools", *argv],
         cwd=ROOT,
+        env={**os.environ, **(env or {})},
         text=True,
         capture_output=True,
         check=False,
@@ -32,12 +39,12 @@ def shunt(*argv: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProc
         ["fly"],
         ["demo", "--port", "0"],
         ["lab", "up", "--transceivers", "0"],
-        ["agent", "run"],
-        ["agent", "run", "--public", "a", "--inside", "b", "--vip", "x", "--inside-address", "y"],
+        [*AGENT_RUN, "--vip", "x"],
+        [*AGENT_RUN, "--inside-ports", "0-1"],
         [*AGENT_RUN, "--vip", "2001:db8::1:3478"],
         [*AGENT_RUN, "--vip", "[198.18.0.1]:3478"],
         [*AGENT_RUN, "--vip", "[2001:db8::1]"],
-        AGENT_RUN,
+        [*AGENT_RUN, "--uid", "somebody"],
     ],
 )
 def test_wrong_usage_exits_with_2(argv: list[str]) -> None:
@@ -47,18 +54,78 @@ def test_wrong_usage_exits_with_2(argv: list[str]) -> None:
     assert exit_.value.code == 2
 
 
-def test_an_agent_takes_vips_and_inside_addresses_of_both_families(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    configured: list[AgentConfig] = []
-    monkeypatch.setattr("loader.daemon.run", configured.append)
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> list[AgentConfig]:
+    """What an agent would have run with: first, and when it reads that again."""
+    configs: list[AgentConfig] = []
 
+    def run(config: AgentConfig, *, read: Callable[[], AgentConfig]) -> None:
+        configs.extend([config, read()])
+
+    monkeypatch.setattr("loader.daemon.run", run)
+    monkeypatch.setattr("loader.logs.configure", lambda *how: None)
+    return configs
+
+
+def test_an_agent_takes_vips_and_inside_addresses_of_both_families(
+    configured: list[AgentConfig],
+) -> None:
     assert main([*AGENT_RUN, "--vip", "198.18.0.1:3478", "--vip", "[2001:db8::1]:3479"]) == 0
 
-    (config,) = configured
+    config = configured[0]
     assert config.vips == (Vip("198.18.0.1", 3478), Vip("2001:db8::1", 3479))
     assert config.inside_addresses == ("10.0.0.1", "fd00::1")
     assert config.interfaces == ["a", "b", "a.100"]
+
+
+def test_an_agent_takes_every_option_as_the_key_it_stands_for(
+    configured: list[AgentConfig],
+) -> None:
+    argv = [*AGENT_RUN, "--vip", "198.18.0.1:3478", "--inside-ports", "20000-20063"]
+    argv += ["--socket", "here.sock", "--pins", "/pins", "--uid", "7", "--uid", "8"]
+
+    assert main(argv) == 0
+
+    first, again = configured
+    assert first == again
+    assert (first.first_port, first.last_port) == (20000, 20063)
+    assert (first.socket, first.pins) == (Path("here.sock"), Path("/pins"))
+    assert first.uids == {7, 8}
+
+
+def test_an_agent_reads_the_file_and_the_environment_and_options_win(
+    configured: list[AgentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('[relay]\npublic = ["file"]\nvips = ["198.18.0.1:1"]\n[log]\nlevel = "error"')
+    monkeypatch.setenv("SHUNT_AGENT_RELAY_VIPS", "198.18.0.2:2")
+
+    assert main([*AGENT_RUN, "--config", str(file)]) == 0
+
+    config = configured[0]
+    assert config.public == ("a",)
+    assert config.vips == (Vip("198.18.0.2", 2),)
+    assert config.log_level == "error"
+    assert config.config_file == file
+
+
+def test_an_agent_that_lacks_something_says_what(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(AGENT_RUN) == 1
+
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "shunt: /dev/null: vips in [relay] is missing"
+    assert "--vip" in lines[1]
+
+
+def test_an_agent_that_logs_json_says_in_json_why_it_ends() -> None:
+    argv = [*AGENT_RUN, "--vip", "198.18.0.1:1", "--pins", "/nowhere"]
+
+    done = shunt(*argv, env={"SHUNT_AGENT_LOG_FORMAT": "json"})
+
+    assert done.returncode == 1
+    line = json.loads(done.stderr)
+    assert (line["level"], line["message"]) == ("error", "/nowhere is not in bpffs")
+    assert line["facts"]["cure"]
 
 
 def test_an_error_is_one_line_with_its_cure_below(capsys: pytest.CaptureFixture[str]) -> None:

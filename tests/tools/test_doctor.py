@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from loader.capabilities import Capability
 from loader.maps import Interface
 from loader.reasons import REASONS
 from loader.types import PIN_VERSION, Mode
@@ -26,6 +27,7 @@ from tools.doctor.facts import (
     Plan,
     RelayFacts,
     Socket,
+    Trial,
     Xdp,
 )
 from tools.doctor.findings import Finding, Verdict
@@ -39,7 +41,7 @@ HOST = HostFacts(
     page=4096,
     cpus=4,
     uid=0,
-    capabilities=frozenset({"CAP_BPF", "CAP_NET_ADMIN"}),
+    capabilities=frozenset(Capability),
     btf=True,
     jit=1,
     jit_harden=0,
@@ -179,11 +181,13 @@ def bad(facts: Facts) -> list[tuple[str, Finding]]:
         ),
         host(machine="aarch64"),
         host(btf=False),
+        host(uid=999, capabilities=frozenset({Capability.BPF, Capability.NET_ADMIN})),
         host(jit_harden=1),
         network(reserved=((3000, 4000), (10000, 32767)), ephemeral=(1024, 65535)),
         network(arp_ignore=1),
         network(rp_filter=1),
         replace(RUNNING, relay=RelayFacts(), agent=None),
+        replace(HEALTHY, trial=Trial(mode=Mode.NATIVE, instructions=38192)),
         loaded(dropping={"class": 100, "no_route": 100, "no_flow": 1000}),
         loaded(dropped={"neighbour": 5}),
     ],
@@ -206,7 +210,12 @@ FAILURE, WARNING, UNKNOWN = Verdict.FAILURE, Verdict.WARNING, Verdict.UNKNOWN
         (host(bpffs=False), "bpffs", FAILURE, "sudo mount -t bpf bpf /sys/fs/bpf"),
         (host(bpffs_writable=False), "bpffs", FAILURE, "remount,rw"),
         (host(bpffs_writable=False, uid=1000), "bpffs", UNKNOWN, ""),
-        (host(capabilities=frozenset({"CAP_BPF"})), "capabilities", FAILURE, "--cap-add NET_ADMIN"),
+        (
+            host(capabilities=frozenset({Capability.BPF})),
+            "capabilities",
+            FAILURE,
+            "--cap-add NET_ADMIN",
+        ),
         (host(capabilities=frozenset(), uid=1000), "capabilities", UNKNOWN, "sudo shunt doctor"),
         (host(unprivileged_bpf=0), "unprivileged_bpf", WARNING, "unprivileged_bpf_disabled=1"),
         (host(unprivileged_bpf=None), "unprivileged_bpf", UNKNOWN, ""),
@@ -375,6 +384,10 @@ FAILURE, WARNING, UNKNOWN = Verdict.FAILURE, Verdict.WARNING, Verdict.UNKNOWN
             *("other_program", UNKNOWN, "sudo"),
         ),
         (
+            loaded(dropping={"program": 1}),
+            *("drops", FAILURE, "restart shunt-agent"),
+        ),
+        (
             network(addresses=NETWORK.addresses[1:]),
             *("addresses", FAILURE, "sudo ip addr add 203.0.113.5/32 dev eth0"),
         ),
@@ -469,6 +482,15 @@ FAILURE, WARNING, UNKNOWN = Verdict.FAILURE, Verdict.WARNING, Verdict.UNKNOWN
             replace(RUNNING, agent=AgentFacts(socket="s", there=True, reached=True, why="off")),
             *("agent", FAILURE, "journalctl -u shunt-agent"),
         ),
+        (
+            replace(
+                RUNNING,
+                agent=AgentFacts(
+                    socket="s", there=True, reached=True, forbidden=True, why="not you"
+                ),
+            ),
+            *("agent", UNKNOWN, "sudo shunt doctor"),
+        ),
         # cilium#23604, #20069
         (loaded(flows=18215), "flow_table", WARNING, "--inside-ports"),
         (loaded(flows=22768), "flow_table", FAILURE, "--inside-ports"),
@@ -480,6 +502,17 @@ FAILURE, WARNING, UNKNOWN = Verdict.FAILURE, Verdict.WARNING, Verdict.UNKNOWN
         ),
         (loaded(dropping={"neighbour": 5}), "drops", FAILURE, "ip neigh"),
         (loaded(dropping={"amplification": 5}), "drops", WARNING, "shunt flows list"),
+        (
+            replace(HEALTHY, trial=Trial(why_not="no bpffs")),
+            "try",
+            UNKNOWN,
+            "sudo shunt doctor --try",
+        ),
+        (
+            replace(HEALTHY, trial=Trial(trouble="invalid stack access", cure="report it")),
+            *("try", FAILURE, "report it"),
+        ),
+        (replace(HEALTHY, trial=Trial(mode=Mode.GENERIC)), "try", WARNING, "dmesg"),
     ],
 )
 def test_what_is_wrong_is_found_with_its_cure(
@@ -497,6 +530,14 @@ def test_of_virtio_only_what_the_guest_cannot_turn_off_is_wrong() -> None:
     assert "guest csum, tso4)" in finding.found
     assert "EOPNOTSUPP" in finding.found
     assert "<guest csum='off' tso4='off'/>" in finding.cure
+
+
+def test_a_program_of_ours_is_known_by_its_pin_where_its_name_cannot_be_seen() -> None:
+    facts = attached(Xdp(Mode.NATIVE, 77, None))
+
+    known = replace(facts, relay=replace(facts.relay, programs=frozenset({77})))
+
+    assert {each.verdict for each in findings(known, "other_program")} == {Verdict.OK}
 
 
 def test_a_vlan_is_judged_by_what_carries_it() -> None:

@@ -1,22 +1,28 @@
 """The command: exit status, words, JSON, and what it makes of little privilege."""
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from loader.datapath import BPFFS
 from tools.doctor.checks import CHECKS
 from tools.doctor.findings import Diagnosis, failure, not_applicable, ok, warning
+from tools.doctor.gather.host import look
 from tools.doctor.run import run
 from tools.doctor.show import show, to_json
+from tools.doctor.trial import attempt
 from tools.labstate import Lab
 from tools.netns import run_in
 from tools.processes import ROOT
 
+NO_PINS = Path("/nowhere")
 KERNEL, MTU = CHECKS[1], next(check for check in CHECKS if check.name == "mtu")
 
 
@@ -41,7 +47,7 @@ def of(text: str, check: str) -> list[dict[str, Any]]:
 
 
 def test_a_failure_is_exit_status_1(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(interfaces=["nowhere0"], pins=Path("/nowhere"), socket="/nowhere", as_json=True) == 1
+    assert run(interfaces=["nowhere0"], pins=NO_PINS, socket="/nowhere", as_json=True) == 1
 
     (present,) = of(capsys.readouterr().out, "present")
     assert (present["verdict"], present["about"]) == ("failure", "nowhere0")
@@ -89,6 +95,47 @@ def test_a_relay_whose_agent_is_gone_is_not_well(
     (agent,) = of(capsys.readouterr().out, "agent")
     assert agent["verdict"] == "failure"
     assert agent["cure"].startswith("sudo systemctl start shunt-agent")
+    assert status == 1
+
+
+def test_a_trial_that_fails_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyPI's `bcc`, or what looks like it, in BCC's place."""
+    (tmp_path / "bcc.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    assert run(interfaces=["lo"], pins=NO_PINS, socket="/nowhere", try_it=True, as_json=True) == 1
+
+    (trial,) = of(capsys.readouterr().out, "try")
+    assert trial["verdict"] == "failure"
+    assert "cannot import name 'BPF'" in trial["found"]
+    assert not list(BPFFS.glob(f"shunt-doctor-{os.getpid()}"))
+
+
+def test_without_bpffs_nothing_is_tried() -> None:
+    host = replace(look(), bpffs_writable=False)
+
+    assert attempt(host).why_not.startswith("bpffs is not mounted")
+
+
+def test_the_addresses_of_a_configuration_are_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(
+        '[relay]\npublic = ["lo"]\ninside = ["nowhere0"]\nvips = ["203.0.113.5:3478"]\n'
+        f'inside_addresses = ["10.0.0.1"]\npins = "{tmp_path}/pins"\n'
+    )
+
+    status = run(config=file, socket="/nowhere", as_json=True)
+
+    out = capsys.readouterr().out
+    assert {e["about"]: e["verdict"] for e in of(out, "addresses")} == {
+        "203.0.113.5": "failure",
+        "10.0.0.1": "failure",
+    }
+    assert [e["about"] for e in of(out, "present") if e["verdict"] == "failure"] == ["nowhere0"]
     assert status == 1
 
 

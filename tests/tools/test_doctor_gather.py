@@ -23,7 +23,7 @@ from tools.doctor.facts import Facts, InterfaceFacts, Peer, Plan, Socket
 from tools.doctor.findings import Finding, Verdict
 from tools.doctor.gather import facts_of_this_host
 from tools.doctor.gather.addresses import bound_sockets, port_ranges
-from tools.doctor.gather.host import bcc_on, capabilities_of
+from tools.doctor.gather.host import bcc_on
 from tools.doctor.gather.interfaces import virtio_bits
 
 T = TypeVar("T")
@@ -321,12 +321,6 @@ def test_no_bcc_and_a_module_of_that_name_are_no_bcc(tmp_path: Path) -> None:
 
     assert bcc_on([str(tmp_path)]).module == str(tmp_path / "bcc.py")
     assert not bcc_on([str(tmp_path)]).genuine
-
-
-def test_capabilities_are_the_effective_ones() -> None:
-    status = "CapPrm:\t000001ffffffffff\nCapEff:\t0000008000001000\nCapBnd:\t000001ffffffffff\n"
-
-    assert capabilities_of(status) == {"CAP_BPF", "CAP_NET_ADMIN"}
 
 
 def test_bits_of_a_virtio_device_are_numbered_from_the_left() -> None:

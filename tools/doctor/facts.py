@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loader.capabilities import Capability
 from loader.maps import DEFAULT_PINS, Interface
 from loader.types import Mode
 
@@ -47,7 +48,7 @@ class HostFacts:
     """The kernel, this process and what is installed.
 
     *jit*, *jit_harden*, *unprivileged_bpf*: the sysctls. *memlock*: soft RLIMIT_MEMLOCK in bytes,
-    -1 for unlimited. *capabilities*: effective ones, as in capabilities(7). *steal*: share of CPU
+    -1 for unlimited. *capabilities*: effective ones. *steal*: share of CPU
     time since boot that the hypervisor gave to others.
     """
 
@@ -57,7 +58,7 @@ class HostFacts:
     page: int
     cpus: int
     uid: int
-    capabilities: frozenset[str]
+    capabilities: frozenset[Capability]
     btf: bool
     jit: int | None
     jit_harden: int | None
@@ -190,11 +191,12 @@ class Plan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentFacts:
     """What became of asking the agent at its socket: *reached*, *ready*, and *why* not. *there*:
-    whether the socket exists."""
+    whether the socket exists; *forbidden*: the agent does not talk to this user."""
 
     socket: str
     there: bool = False
     reached: bool = False
+    forbidden: bool = False
     ready: bool = False
     why: str = ""
 
@@ -225,10 +227,12 @@ class Loaded:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayFacts:
     """Whether a relay is loaded. *versions*: of the maps' shape, as pinned; None if the folder
-    may not be read. *why*: what kept us from reading maps that are there."""
+    may not be read. *programs*: ids of all that its agents have pinned. *why*: what kept us from
+    reading maps that are there."""
 
     pins: Path = DEFAULT_PINS
     versions: tuple[str, ...] | None = ()
+    programs: frozenset[int] = frozenset()
     loaded: Loaded | None = None
     why: str = ""
 
@@ -236,12 +240,14 @@ class RelayFacts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """What became of loading and attaching the program in a namespace of its own. *trouble* and
-    *cure*: empty if it went well."""
+    *cure*: what went wrong; *why_not*: why it was not even tried. *instructions*: that the verifier
+    went through for the entry; *bytes* of its machine code; *mode*: in which a veth took it."""
 
+    why_not: str = ""
     trouble: str = ""
     cure: str = ""
-    verified: int = 0
-    machine_code: int = 0
+    instructions: int = 0
+    bytes: int = 0
     mode: Mode = Mode.DETACHED
     seconds: float = 0.0
 

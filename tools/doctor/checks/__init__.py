@@ -1,6 +1,6 @@
 """All checks, in the order in which they are reported."""
 
-from tools.doctor.checks import addresses, host, interfaces, relay
+from tools.doctor.checks import addresses, host, interfaces, relay, trial
 from tools.doctor.facts import Facts
 from tools.doctor.findings import Check, Diagnosis
 
@@ -11,6 +11,7 @@ CHECKS: tuple[Check, ...] = (
     *interfaces.CHECKS,
     *addresses.CHECKS,
     *relay.CHECKS,
+    *trial.CHECKS,
 )
 
 

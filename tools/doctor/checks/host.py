@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from loader.bpf import MACHINES
+from loader.capabilities import Capability
 from tools.doctor.facts import Facts, HostFacts
 from tools.doctor.findings import (
     Check,
@@ -20,7 +21,7 @@ OLDEST = (6, 1)
 _ACCOUNTED = (5, 11)  # since then BPF memory is the memory cgroup's, not RLIMIT_MEMLOCK's
 _SLOW_CLOCKS = {"hpet", "acpi_pm", "pit", "jiffies", "refined-jiffies"}
 _STOLEN = 0.05
-_NEEDED = ("CAP_BPF", "CAP_NET_ADMIN")
+_NEEDED = (Capability.BPF, Capability.NET_ADMIN)
 
 
 def _machine(host: HostFacts) -> Finding:
@@ -81,9 +82,13 @@ def _bpffs(host: HostFacts) -> Finding:
 
 
 def _capabilities(host: HostFacts) -> Finding:
-    lacking = [name for name in _NEEDED if name not in host.capabilities]
+    lacking = [str(each) for each in _NEEDED if each not in host.capabilities]
     if not lacking:
-        return ok(f"this process has {' and '.join(_NEEDED)}")
+        if Capability.PERFMON in host.capabilities:
+            return ok("this process could load a relay, and run its agent")
+        return ok(
+            "this process could run an agent, whose program `shunt agent load` has loaded before"
+        )
     if host.uid:
         return unknown(
             f"this process lacks {' and '.join(lacking)}, and cannot see all there is; the agent's "
@@ -92,7 +97,7 @@ def _capabilities(host: HostFacts) -> Finding:
         )
     return failure(
         f"root lacks {' and '.join(lacking)} here, as in a container",
-        "docker run --cap-add BPF --cap-add NET_ADMIN …  # or the like in your runtime",
+        "docker run --cap-add BPF --cap-add NET_ADMIN --cap-add PERFMON …  # or the like",
     )
 
 
@@ -199,8 +204,9 @@ CHECKS = (
     ),
     Check(
         "capabilities",
-        "CAP_BPF makes maps and loads the program; CAP_NET_ADMIN makes that an XDP program, and "
-        "attaches it.",
+        "CAP_BPF is for maps and programs, CAP_NET_ADMIN for XDP and interfaces. To load the "
+        "program, and only then, CAP_PERFMON: else the verifier forbids its arithmetic with "
+        "pointers.",
         _of_host(_capabilities),
     ),
     Check(

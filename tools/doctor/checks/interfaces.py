@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from loader.datapath import PROGRAM_NAME
 from loader.types import Mode
 from tools.doctor.checks import drivers
 from tools.doctor.facts import Facts, InterfaceFacts
@@ -19,7 +20,6 @@ from tools.doctor.findings import (
 __all__ = ["CHECKS"]
 
 _ANY_DRIVER = 3498  # the least of the limits of a page that we know
-OURS = "shunt"
 
 
 def _present(facts: Facts) -> Iterator[Finding]:
@@ -188,10 +188,10 @@ def _other_program(facts: Facts, interface: InterfaceFacts) -> Finding:
     xdp = interface.xdp
     if not xdp.id:
         return ok("no XDP program is attached")
+    if xdp.id in facts.relay.programs or xdp.name == PROGRAM_NAME:
+        return ok(f"ours is attached (id {xdp.id}, {xdp.mode.name.lower()})")
     if xdp.name is None:
         return unknown(f"program {xdp.id} is attached; whose, only root sees", "sudo shunt doctor")
-    if xdp.name == OURS:
-        return ok(f"ours is attached (id {xdp.id}, {xdp.mode.name.lower()})")
     return failure(
         f"carries another XDP program: {xdp.name} (id {xdp.id}, {xdp.mode.name.lower()})",
         f"sudo xdp-loader unload --all {interface.name}"

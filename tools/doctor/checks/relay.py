@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from loader.datapath import PROGRAM_NAME
 from loader.maps import Interface
 from loader.types import PIN_VERSION, Mode
 from tools.doctor.checks import drivers
@@ -99,10 +100,16 @@ def _pins(facts: Facts) -> Iterator[Finding]:
             )
 
 
+def _not_loaded(facts: Facts) -> Finding:
+    return not_applicable(
+        "no relay is loaded" if facts.relay.versions is not None else "the pins may not be read"
+    )
+
+
 def _attached(facts: Facts) -> Iterator[Finding]:
     loaded = facts.relay.loaded
     if loaded is None:
-        yield not_applicable("no relay is loaded")
+        yield _not_loaded(facts)
         return
     if not loaded.interfaces:
         yield failure("the program is loaded, but was never attached", _RESTART)
@@ -123,7 +130,7 @@ def _attachment(
     if found.xdp.mode is Mode.DETACHED:
         return failure("the program is no longer attached: nothing is relayed", _RESTART)
     if found.xdp.id != loaded.program:
-        if found.xdp.name != "shunt":
+        if found.xdp.id not in facts.relay.programs and found.xdp.name != PROGRAM_NAME:
             return failure(f"carries program {found.xdp.id}, which is not the relay's", _RESTART)
         return warning(f"carries an older program (id {found.xdp.id})", _RESTART)
     if found.xdp.mode is not Mode.GENERIC:
@@ -142,9 +149,11 @@ def _attachment(
 def _agent(facts: Facts) -> Iterator[Finding]:
     agent = facts.agent
     if agent is None or (not agent.there and facts.relay.loaded is None):
-        yield not_applicable("no relay is loaded here, and no agent runs")
+        yield _not_loaded(facts)
     elif agent.ready:
         yield ok(f"ready, at {agent.socket}")
+    elif agent.forbidden:
+        yield unknown("the agent does not answer this user", "sudo shunt doctor")
     elif agent.reached:
         yield failure(f"not ready: {agent.why}", "journalctl -u shunt-agent -n 20")
     else:
@@ -187,7 +196,7 @@ def _transceivers(facts: Facts) -> Iterator[Finding]:
 def _fill(facts: Facts, of: Callable[[Loaded], tuple[int, int]], what: str, cure: str) -> Finding:
     loaded = facts.relay.loaded
     if loaded is None:
-        return not_applicable("no relay is loaded")
+        return _not_loaded(facts)
     used, room = of(loaded)
     found = f"{used} of {room} {what}"
     # cilium#20069: a full map drops packets, and nobody saw it fill.
@@ -199,7 +208,7 @@ def _fill(facts: Facts, of: Callable[[Loaded], tuple[int, int]], what: str, cure
 def _neighbours(facts: Facts) -> Iterator[Finding]:
     loaded = facts.relay.loaded
     if loaded is None:
-        yield not_applicable("no relay is loaded")
+        yield _not_loaded(facts)
         return
     for id, address in loaded.unresolved:
         yield failure(
@@ -214,7 +223,7 @@ def _neighbours(facts: Facts) -> Iterator[Finding]:
 def _drops(facts: Facts) -> Iterator[Finding]:
     loaded = facts.relay.loaded
     if loaded is None:
-        yield not_applicable("no relay is loaded")
+        yield _not_loaded(facts)
         return
     for reason, (verdict, meaning, cure) in ALARMING.items():
         if more := loaded.dropping.get(reason, 0):

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loader.bpf import possible_cpus
+from loader.capabilities import held
 from loader.datapath import BPFFS
 from loader.source import compiler_flags
 from tools.doctor.facts import Bcc, HostFacts
 
-__all__ = ["bcc_on", "capabilities_of", "look"]
+__all__ = ["bcc_on", "look"]
 
-_CAPABILITIES = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
 _HEADERS = ("linux/bpf.h", "asm/types.h")
 _CLOCKSOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 _STEAL = 7  # of the numbers in the first line of /proc/stat
@@ -36,7 +36,7 @@ def look() -> HostFacts:
         page=resource.getpagesize(),
         cpus=possible_cpus(),
         uid=os.geteuid(),
-        capabilities=capabilities_of(Path("/proc/thread-self/status").read_text()),
+        capabilities=held(),
         btf=Path("/sys/kernel/btf/vmlinux").exists(),
         jit=_sysctl("net/core/bpf_jit_enable"),
         jit_harden=_sysctl("net/core/bpf_jit_harden"),
@@ -55,13 +55,6 @@ def look() -> HostFacts:
 def _version(release: str) -> tuple[int, int]:
     found = re.match(r"(\d+)\.(\d+)", release)
     return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-def capabilities_of(status: str) -> frozenset[str]:
-    """Those effective capabilities that matter to us, of the text of /proc/PID/status."""
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    mask = int(found[1], 16) if found else 0
-    return frozenset(name for bit, name in _CAPABILITIES.items() if mask >> bit & 1)
 
 
 def bcc_on(path: Sequence[str]) -> Bcc:

@@ -3,14 +3,15 @@
 import asyncio
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from loader import bpf
 from loader.client import AgentClient, AgentRefused, AgentUnavailable
-from loader.compile import PROGRAM
+from loader.compile import PARTS
+from loader.datapath import pinned_program
 from loader.errors import ShuntError
 from loader.flows import FlowTable
-from loader.maps import Maps, versioned
+from loader.maps import Maps
 from loader.types import PIN_VERSION, TRANSCEIVERS, Settings, text_address
 from tools.doctor.facts import AgentFacts, Loaded, Plan, RelayFacts
 
@@ -27,15 +28,17 @@ def pinned(pins: Path, *, moment: float = _A_MOMENT) -> RelayFacts:
         return RelayFacts(pins=pins)
     except PermissionError:
         return RelayFacts(pins=pins, versions=None)
+    programs = frozenset(int(entry.name.removeprefix(PARTS)) for entry in pins.glob(f"*/{PARTS}*"))
+    found = RelayFacts(pins=pins, versions=versions, programs=programs)
     if PIN_VERSION not in versions:
-        return RelayFacts(pins=pins, versions=versions)
+        return found
     try:
         with Maps(pins) as maps:
-            return RelayFacts(pins=pins, versions=versions, loaded=_loaded(pins, maps, moment))
+            return replace(found, loaded=_loaded(pins, maps, moment))
     except PermissionError:
-        return RelayFacts(pins=pins, versions=None)
+        return replace(found, versions=None)
     except ShuntError as error:
-        return RelayFacts(pins=pins, versions=versions, why=error.what)
+        return replace(found, why=error.what)
 
 
 def _loaded(pins: Path, maps: Maps, moment: float) -> Loaded:
@@ -67,13 +70,9 @@ def _loaded(pins: Path, maps: Maps, moment: float) -> Loaded:
 
 def _program(pins: Path) -> int:
     try:
-        descriptor = bpf.pinned(versioned(pins) / PROGRAM)
+        return pinned_program(pins).id
     except FileNotFoundError:
         return 0
-    try:
-        return bpf.program_info(descriptor).id
-    finally:
-        os.close(descriptor)
 
 
 def _plan(settings: Settings, interfaces: tuple[str, ...]) -> Plan:
@@ -99,7 +98,10 @@ def ask_agent(socket: str) -> AgentFacts:
     try:
         asyncio.run(ask())
     except AgentRefused as refused:
-        return AgentFacts(socket=socket, there=there, reached=True, why=refused.what)
+        forbidden = refused.status in (401, 403)
+        return AgentFacts(
+            socket=socket, there=there, reached=True, forbidden=forbidden, why=refused.what
+        )
     except AgentUnavailable as unavailable:
         return AgentFacts(socket=socket, there=there, why=unavailable.what)
     return AgentFacts(socket=socket, there=there, reached=True, ready=True)
