@@ -83,6 +83,7 @@ class Agent:
             self._table,
             self._flows,
             self.following,
+            self.reloading,
             self.events,
             program_tag=lambda: datapath.pinned_program(self.config.pins).tag,
             clock=self._clock,

@@ -18,6 +18,7 @@ from loader.events import KINDS, Event, EventLog
 from loader.flows import FlowTable
 from loader.follow import Follower
 from loader.maps import Maps
+from loader.reloading import Reloading
 from loader.scrape import Scrape, Transceiver
 from loader.table import RouteTable
 
@@ -40,6 +41,7 @@ class Metrics:
         table: RouteTable,
         flows: FlowTable,
         following: Follower,
+        reloading: Reloading,
         events: EventLog,
         *,
         program_tag: Callable[[], str],
@@ -50,6 +52,7 @@ class Metrics:
         self._table = table
         self._flows = flows
         self._following = following
+        self._reloading = reloading
         self._program_tag = program_tag
         self._clock = clock
         self._wall = wall
@@ -136,4 +139,6 @@ class Metrics:
             adoptions=about.adoptions,
             upgrades=about.upgrades,
             program=self._program_tag(),
+            reload_failed=self._reloading.failed,
+            configured_at=self._reloading.taken_at,
         )

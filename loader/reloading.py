@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -22,10 +23,22 @@ thread, and also if no key has changed: a file may have."""
 
 class Reloading:
     """Reads the configuration again when asked to. *read* is called in a thread; *parts* are
-    prepared for what it gives, in their order, before anything changes, and then changed."""
+    prepared for what it gives, in their order, before anything changes, and then changed. *wall*
+    gives Unix time."""
 
-    def __init__(self, config: AgentConfig, read: Callable[[], AgentConfig]) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        read: Callable[[], AgentConfig],
+        *,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self.config = config
+        self.failed = False
+        """Whether what was read last was not taken."""
+        self.taken_at = wall()
+        """When the configuration that is in force was read, in Unix time."""
+        self._wall = wall
         self.parts: list[Prepare] = [_logs]
         self._read = read
         self._asked = asyncio.Event()
@@ -49,11 +62,13 @@ class Reloading:
             try:
                 reloaded, changes = await asyncio.to_thread(self._prepare)
             except ShuntError as error:
+                self.failed = True
                 _log_refusal(error)
                 raise
             for change in changes:
                 change()
             self.config = reloaded.config
+            self.failed, self.taken_at = False, self._wall()
         log.info("the configuration was read again", extra={"facts": {"changed": reloaded.changed}})
         if reloaded.restart:
             log.warning(

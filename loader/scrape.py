@@ -37,7 +37,7 @@ class Transceiver(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Scrape(Collector):
     """The numbers of one moment, and what was *counted* until then. *sizes*: entries that a map
-    has room for; *program*: the kernel's tag of it.
+    has room for; *program*: the kernel's tag of it; *configured_at*: Unix time.
 
     To find the numbers is quick, and they belong together. To write them down is not, if there are
     thousands of transceivers: `collect` has no part in the agent's state, so that another thread
@@ -54,6 +54,8 @@ class Scrape(Collector):
     adoptions: int
     upgrades: int
     program: str
+    reload_failed: bool
+    configured_at: float
 
     @property
     def entries(self) -> Mapping[str, int]:
@@ -212,5 +214,16 @@ _GAUGES = (
         "Always 1: the agent's version, the program's tag, the maps' layout.",
         lambda scrape: {(VERSION, scrape.program, types.PIN_VERSION): 1},
         labels=("version", "program_tag", "layout"),
+    ),
+    _Family(
+        "shunt_agent_config_last_reload_successful",
+        "1 if the configuration was taken when it was last read, else 0.",
+        lambda scrape: {(): not scrape.reload_failed},
+    ),
+    _Family(
+        "shunt_agent_config_last_reload_success_timestamp_seconds",
+        "When the configuration that is in force was read, in Unix time.",
+        lambda scrape: {(): scrape.configured_at},
+        unit="seconds",
     ),
 )

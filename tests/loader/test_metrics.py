@@ -280,6 +280,8 @@ def test_an_interface_is_attached_in_its_mode_and_in_no_other(mode: Mode) -> Non
         adoptions=0,
         upgrades=0,
         program="",
+        reload_failed=False,
+        configured_at=0,
     )
 
     attached = samples(generate_latest(scrape).decode())["shunt_interface_attached"]

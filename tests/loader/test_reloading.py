@@ -70,6 +70,21 @@ async def test_every_part_takes_what_is_new(logged: list[tuple[str, str]]) -> No
     assert subject.config == new
 
 
+async def test_it_is_known_when_the_last_one_failed_and_since_when_what_is_in_force_is() -> None:
+    times, broken = iter((100.0, 200.0)), Part(fails=True)
+    subject = Reloading(CONFIG, lambda: CONFIG, wall=lambda: next(times))
+    assert (subject.failed, subject.taken_at) == (False, 100.0)
+
+    subject.parts.append(broken)
+    with pytest.raises(ShuntError):
+        await subject.reload()
+    assert (subject.failed, subject.taken_at) == (True, 100.0)
+
+    broken.fails = False
+    await subject.reload()
+    assert (subject.failed, subject.taken_at) == (False, 200.0)
+
+
 async def test_a_part_that_cannot_be_ready_keeps_all_from_changing(
     caplog: pytest.LogCaptureFixture, logged: list[tuple[str, str]]
 ) -> None:

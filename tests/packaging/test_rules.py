@@ -177,6 +177,13 @@ CASES = [
     quiet("ShuntApiFailing", 8, UP, series(ANSWERED, "0+9x9", operation=INSTALL, status="429")),
     fires("ShuntDescriptorsNearlyOut", 6, *descriptors(900)),
     quiet("ShuntDescriptorsNearlyOut", 6, *descriptors(800)),
+    fires("ShuntReloadFailed", 6, UP, series("shunt_agent_config_last_reload_successful", "1 0x9")),
+    quiet(
+        "ShuntReloadFailed",
+        9,
+        UP,
+        series("shunt_agent_config_last_reload_successful", "0 0 0 1x9"),
+    ),
     fires("ShuntNotAttached", 3, *attached("1 0x9")),
     quiet("ShuntNotAttached", 3, *attached("1 0 1x9")),
     quiet("ShuntNotAttached", 9, *attached("1x9", mode="offloaded")),
