@@ -1,12 +1,14 @@
 """The agent as a process: it loads, attaches, adopts and serves, until it is told to stop."""
 
 import asyncio
+import faulthandler
 import fcntl
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from aiohttp import web
@@ -21,10 +23,14 @@ from loader.errors import ShuntError
 from loader.logs import EventLines
 from loader.maps import DEFAULT_PINS, Maps
 from loader.network import Network
+from loader.supervision import Supervision
 
 __all__ = ["load", "run", "unload"]
 
 log = logging.getLogger(__name__)
+
+_SIGNALS = signal.SIGTERM, signal.SIGINT
+_BACKLOG = 128
 
 
 def load(config: AgentConfig) -> None:
@@ -39,8 +45,8 @@ def load(config: AgentConfig) -> None:
 
 
 def run(config: AgentConfig, *, read: Callable[[], AgentConfig] | None = None) -> None:
-    """Load, attach, adopt and serve, until SIGTERM or SIGINT; on SIGHUP, *read* gives the
-    configuration anew.
+    """Load, attach, adopt and serve, until SIGTERM or SIGINT, of which a second one ends it at
+    once; on SIGHUP, *read* gives the configuration anew.
 
     The program and its maps stay when this ends; `unload` takes them away. Raises ShuntError.
     """
@@ -54,12 +60,14 @@ def run(config: AgentConfig, *, read: Callable[[], AgentConfig] | None = None) -
 
 def _run(config: AgentConfig, read: Callable[[], AgentConfig]) -> None:
     require(Capability.BPF, Capability.NET_ADMIN, what="the agent")
+    faulthandler.enable()  # where it stood, if systemd's watchdog ends it (SIGABRT)
     datapath.make_room(config.pins)
-    with _owned(config.pins):
+    with _owned(config.pins), closing(Supervision()) as supervision:
+        supervision.status("taking over the relay")
         program = _program(config)
         log.info("program %s (id %d) is loaded", program.tag, program.id)
         with Maps(config.pins, writable=True) as maps:
-            asyncio.run(_serve(config, read, maps))
+            asyncio.run(_serve(config, read, maps, supervision))
 
 
 def _program(config: AgentConfig) -> bpf.ProgramInfo:
@@ -92,7 +100,12 @@ def _owned(pins: Path) -> Iterator[None]:
         os.close(lock)
 
 
-async def _serve(config: AgentConfig, read: Callable[[], AgentConfig], maps: Maps) -> None:
+async def _serve(
+    config: AgentConfig,
+    read: Callable[[], AgentConfig],
+    maps: Maps,
+    supervision: Supervision,
+) -> None:
     attachments = await asyncio.to_thread(datapath.attach, config.pins, config.interfaces)
     for attachment in attachments:
         why = f" ({attachment.why})" if attachment.why else ""
@@ -104,50 +117,117 @@ async def _serve(config: AgentConfig, read: Callable[[], AgentConfig], maps: Map
         agent.events.listen(EventLines())
         agent.configure(attachments)
         agent.adopt()
-        await _serve_agent(agent)
+        await _serve_agent(agent, supervision)
 
 
-async def _serve_agent(agent: Agent) -> None:
-    config = agent.config
+async def _serve_agent(agent: Agent, supervision: Supervision) -> None:
     runner = Runner(application(agent))
-    await runner.setup()
-    try:
-        config.socket.parent.mkdir(parents=True, exist_ok=True)
-        if config.socket.is_socket():
-            config.socket.unlink()  # the lock says that nobody lives behind it
-        await web.UnixSite(runner, str(config.socket)).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise ShuntError(
-            f"cannot listen at {config.socket}: {error.strerror or error}",
-            "Choose another --socket; what is there is left alone.",
-        ) from None
-    config.socket.chmod(0o666)  # who may ask is decided by peer credentials
+    with _socket_at(agent.config.socket) as listening:
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listening).start()
+            await _work(agent, supervision)
+        except ExceptionGroup as bug:
+            supervision.stopping(f"ended by a bug: {bug.exceptions[0]!r}")
+            raise
+        finally:
+            await runner.cleanup()
+            log.info("stopped; the relay goes on without its agent")
+
+
+async def _work(agent: Agent, supervision: Supervision) -> None:
+    """Until told to stop."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for number in _SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, _end, stop)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, agent.reloading.ask)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-    log.info("ready: API at %s", config.socket)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            work = [
-                tasks.create_task(each)
-                for each in (
-                    agent.housekeeping.keep(),
-                    agent.drains.keep(),
-                    agent.following.follow(),
-                    agent.following.watch(),
-                    agent.reloading.keep(),
-                )
-            ]
-            await stop.wait()
-            for task in work:
-                task.cancel()
-    finally:
-        await runner.cleanup()
-        config.socket.unlink(missing_ok=True)
-        log.info("stopped; the relay goes on without its agent")
+    loops = {
+        "housekeeping": lambda: agent.housekeeping.turned,
+        "following the network": lambda: agent.following.turned,
+    }
+
+    def status() -> str:
+        return agent.not_ready() or "the relay is at work"
+
+    async with asyncio.TaskGroup() as tasks:
+        work = [
+            tasks.create_task(each)
+            for each in (
+                agent.housekeeping.keep(),
+                agent.drains.keep(),
+                agent.following.follow(),
+                agent.following.watch(),
+                agent.reloading.keep(during=supervision.reloading),
+                supervision.watch(loops, status=status),
+            )
+        ]
+        log.info("ready: API at %s", agent.config.socket)
+        supervision.ready(status())
+        await stop.wait()
+        supervision.stopping("stopping; the relay goes on without its agent")
+        for task in work:
+            task.cancel()
+
+
+def _end(stop: asyncio.Event) -> None:
+    """Told to stop. Whoever says so a second time is not kept waiting."""
+    stop.set()
+    for number in _SIGNALS:
+        asyncio.get_running_loop().remove_signal_handler(number)
+
+
+@contextmanager
+def _socket_at(path: Path) -> Iterator[socket.socket]:
+    """A listening socket at *path*, where one that nobody serves any more may be; gone afterwards,
+    unless somebody else's has taken its place. Raises ShuntError."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        try:
+            _listen(listening, path)
+        except OSError as error:
+            raise ShuntError(
+                f"cannot listen at {path}: {error.strerror or error}",
+                "Choose another --socket; what is there is left alone.",
+            ) from None
+        ours = _identity(path)
+        try:
+            yield listening
+        finally:
+            if _identity(path) == ours:
+                path.unlink(missing_ok=True)
+
+
+def _listen(listening: socket.socket, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_socket():
+        if _is_served(path):
+            raise ShuntError(
+                f"another process serves {path}", "Stop it first, or choose another --socket."
+            )
+        path.unlink()
+    listening.bind(str(path))
+    path.chmod(0o666)  # who may ask is decided by peer credentials
+    listening.listen(_BACKLOG)
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as knocking:
+        knocking.setblocking(False)
+        try:
+            knocking.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except BlockingIOError:  # too busy to take us now, but there
+            pass
+    return True
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file it is; None if there is none."""
+    with suppress(FileNotFoundError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return None
 
 
 def unload(pins: Path = DEFAULT_PINS) -> None:

@@ -43,6 +43,8 @@ class Follower:
         self._clock = clock
         self._interfaces: list[Interface] = []
         self._ways: dict[str, Way] = {}  # by transceiver's id
+        self.turned = clock()
+        """When `follow` last came round; it does so once a second."""
 
     @property
     def interfaces(self) -> list[Interface]:
@@ -98,6 +100,7 @@ class Follower:
                     or found.neighbour in news.neighbours
                 ):
                     await self.resolve(lease)
+            self.turned = self._clock()
             news = await self._network.news(within=_RETRY_SECONDS)
 
     def _follow_interfaces(self) -> None:

@@ -41,11 +41,14 @@ class Housekeeping:
         self._on_end = on_end
         self._on_pass = on_pass
         self._clock = clock
+        self.turned = clock()
+        """When `keep` last came round; it does so once a second."""
 
     async def keep(self) -> None:
         """Forever: end leases, close and free slots."""
         while True:
             self.sweep()
+            self.turned = self._clock()
             await asyncio.sleep(_SWEEP_SECONDS)
 
     def sweep(self) -> None:

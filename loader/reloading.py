@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from loader import logs
 from loader.config import AgentConfig
@@ -48,12 +48,15 @@ class Reloading:
         """Reload soon, as `keep` does; asking twice before it has begun is asking once."""
         self._asked.set()
 
-    async def keep(self) -> None:
-        """Forever: reload when asked to. What is wrong is in the log."""
+    async def keep(
+        self, *, during: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        """Forever: reload when asked to, each time within a context of *during*. What is wrong is
+        in the log."""
         while True:
             await self._asked.wait()
             self._asked.clear()
-            with suppress(ShuntError):
+            with during(), suppress(ShuntError):
                 await self.reload()
 
     async def reload(self) -> Reloaded:

@@ -28,6 +28,7 @@ from loader.maps import Maps
 from loader.network import Network
 from loader.problems import Refused
 from loader.shapes import Registration
+from loader.supervision import Supervision
 from loader.table import GRACE_SECONDS, LEASE_SECONDS
 from loader.types import Mode, State
 from tests.loader.conftest import (
@@ -1034,7 +1035,7 @@ def test_a_socket_that_cannot_be_is_refused_and_nothing_deleted(
 
     async def story(agent: Agent) -> None:
         with pytest.raises(ShuntError, match="cannot listen at") as error:
-            await _serve_agent(agent)
+            await _serve_agent(agent, Supervision())
         assert str(place) in error.value.what
 
     start(story, config=replace(start.config, socket=place))
