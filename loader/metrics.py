@@ -29,6 +29,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _ANSWER_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _PASS_BUCKETS = (1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_REFUSALS = ("draining", "quota-exceeded", "route-map-full", "ufrag-taken")
 
 
 class Metrics:
@@ -77,6 +78,12 @@ class Metrics:
             ("kind",),
             registry=self._counted,
         )
+        self._refused = Counter(
+            "shunt_agent_refused_routes",
+            "Routes that were asked for and not made, by why.",
+            ("why",),
+            registry=self._counted,
+        )
         self._passes = Histogram(
             "shunt_housekeeping_pass_duration_seconds",
             "How long housekeeping passes took.",
@@ -91,8 +98,11 @@ class Metrics:
             registry=self._counted,
         )
         ProcessCollector(registry=self._counted)
+        # What somebody may watch is there from the start, or its first step would be missed.
         for kind in KINDS:
             self._events.labels(kind)
+        for problem in _REFUSALS:
+            self._refused.labels(problem)
         events.listen(self._told)
 
     def answered(self, operation: str, status: int, seconds: float | None) -> None:
@@ -108,6 +118,8 @@ class Metrics:
 
     def _told(self, event: Event) -> None:
         self._events.labels(event.kind).inc()
+        if event.kind == "route_refused":
+            self._refused.labels(event.facts["why"]).inc()
 
     def scrape(self) -> Scrape:
         """The numbers of this moment."""
@@ -132,6 +144,7 @@ class Metrics:
                     capacity=lease.capacity,
                     left=max(0.0, lease.expires - now),
                     reachable=bool(self._maps.transceiver(lease.index).resolved),
+                    draining=lease.drain is not None,
                 )
                 for lease in leases
             ),
@@ -139,6 +152,7 @@ class Metrics:
             adoptions=about.adoptions,
             upgrades=about.upgrades,
             program=self._program_tag(),
+            draining=self._table.drain is not None,
             reload_failed=self._reloading.failed,
             configured_at=self._reloading.taken_at,
         )

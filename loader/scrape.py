@@ -24,7 +24,7 @@ _ATTACHED = (Mode.NATIVE, Mode.GENERIC, Mode.OFFLOADED)
 
 class Transceiver(NamedTuple):
     """A lease: how many *routes* it holds and may hold (*quota*), its *capacity* in sessions, the
-    seconds that are *left* of it, whether its next hop is known."""
+    seconds that are *left* of it, whether its next hop is known, whether it is drained."""
 
     id: str
     routes: int
@@ -32,6 +32,7 @@ class Transceiver(NamedTuple):
     capacity: int
     left: float
     reachable: bool
+    draining: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Scrape(Collector):
     adoptions: int
     upgrades: int
     program: str
+    draining: bool
     reload_failed: bool
     configured_at: float
 
@@ -198,6 +200,17 @@ _GAUGES = (
         "1 if the next hop to the transceiver is known, else 0.",
         lambda scrape: {(each.id,): each.reachable for each in scrape.transceivers},
         labels=("transceiver",),
+    ),
+    _Family(
+        "shunt_transceiver_draining",
+        "1 if the transceiver is drained, else 0.",
+        lambda scrape: {(each.id,): each.draining for each in scrape.transceivers},
+        labels=("transceiver",),
+    ),
+    _Family(
+        "shunt_agent_draining",
+        "1 if the whole relay is drained, else 0.",
+        lambda scrape: {(): scrape.draining},
     ),
     _Family(
         "shunt_interface_attached",

@@ -227,6 +227,40 @@ async def test_an_asker_cannot_make_series_by_asking_for_what_is_not_there(
     assert not [name for name in operations if "nothing" in name or re.match(r"M\d", name)]
 
 
+async def test_a_drain_shows_while_it_lasts(
+    client: AgentClient, shared_agent: AgentProcess
+) -> None:
+    async def drains() -> tuple[float | None, float | None]:
+        return (
+            await told(shared_agent, "shunt_transceiver_draining", transceiver="x1"),
+            await told(shared_agent, "shunt_agent_draining"),
+        )
+
+    assert await drains() == (0, 0)
+    await client.drain("x1")
+    assert await drains() == (1, 0)
+    await client.call_off_drain("x1")
+    await client.drain()
+    assert await drains() == (0, 1)
+    await client.call_off_drain()
+    assert await drains() == (0, 0)
+
+
+async def test_a_route_that_is_refused_counts_for_its_problem(
+    client: AgentClient, shared_agent: AgentProcess
+) -> None:
+    name, why = "shunt_agent_refused_routes_total", "quota-exceeded"
+    before = await told(shared_agent, name, why=why)
+    assert before is not None
+    for number in range(20):
+        await client.add_route(f"many{number}", transceiver="x1", instance=INSTANCE)
+
+    with pytest.raises(AgentRefused):
+        await client.add_route("onemore", transceiver="x1", instance=INSTANCE)
+
+    assert await told(shared_agent, name, why=why) == before + 1
+
+
 async def test_events_and_housekeeping_are_counted(
     client: AgentClient, shared_agent: AgentProcess
 ) -> None:
@@ -280,6 +314,7 @@ def test_an_interface_is_attached_in_its_mode_and_in_no_other(mode: Mode) -> Non
         adoptions=0,
         upgrades=0,
         program="",
+        draining=False,
         reload_failed=False,
         configured_at=0,
     )

@@ -227,6 +227,14 @@ CASES = [
     ),
     fires("ShuntNeighbourUnknown", 11, *dropped("neighbour", "0+61x20")),
     quiet("ShuntNeighbourUnknown", 11, *dropped("neighbour", "0 200x20")),
+    fires(
+        "ShuntDrainingForLong",
+        62,
+        UP,
+        series("shunt_transceiver_draining", "0 1x80", transceiver="x1"),
+    ),
+    fires("ShuntDrainingForLong", 62, UP, series("shunt_agent_draining", "0 1x80")),
+    quiet("ShuntDrainingForLong", 62, UP, series("shunt_agent_draining", "1x50 0 1x80")),
     fires("ShuntQuotaNearlyReached", 6, *holds(181)),
     quiet("ShuntQuotaNearlyReached", 6, *holds(180)),
 ]
