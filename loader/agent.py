@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 
 class Agent:
-    """The running agent, between the maps and the API. *read* gives the configuration anew, for
-    `reloading`. `clock` gives monotonic seconds."""
+    """The running agent, between the maps and the API. *reloading* gives it another
+    configuration. `clock` gives monotonic seconds."""
 
     def __init__(
         self,
@@ -51,11 +51,11 @@ class Agent:
         maps: Maps,
         network: Network,
         *,
-        read: Callable[[], AgentConfig] | None = None,
+        reloading: Reloading | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
-        self.reloading = Reloading(config, read or (lambda: config))
+        self.reloading = reloading or Reloading(config, lambda: config)
         self.reloading.parts.append(lambda new: partial(self.reconfigure, new))
         self.events = EventLog(clock=time.time)
         self._maps = maps

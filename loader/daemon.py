@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from loader.errors import ShuntError
 from loader.logs import EventLines
 from loader.maps import DEFAULT_PINS, Maps
 from loader.network import Network
+from loader.reloading import Reloading
 from loader.supervision import Supervision
 
 __all__ = ["load", "run", "unload"]
@@ -50,15 +52,27 @@ def run(config: AgentConfig, *, read: Callable[[], AgentConfig] | None = None) -
 
     The program and its maps stay when this ends; `unload` takes them away. Raises ShuntError.
     """
-    # From here on SIGHUP means a reload. One that comes before there is anything to reload waits.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    reloading = Reloading(config, read or (lambda: config))
+    with _hangups(reloading.ask):
+        _run(reloading)
+
+
+@contextmanager
+def _hangups(ask: Callable[[], None]) -> Iterator[None]:
+    """SIGHUP asks for a reload, also before there is anything to reload. (Holding it back until
+    then would not do: the kernel would give it to a thread that some library has made.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread is told of signals
+        return
+    before = signal.signal(signal.SIGHUP, lambda _number, _frame: ask())
     try:
-        _run(config, read or (lambda: config))
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        signal.signal(signal.SIGHUP, before)
 
 
-def _run(config: AgentConfig, read: Callable[[], AgentConfig]) -> None:
+def _run(reloading: Reloading) -> None:
+    config = reloading.config
     require(Capability.BPF, Capability.NET_ADMIN, what="the agent")
     faulthandler.enable()  # where it stood, if systemd's watchdog ends it (SIGABRT)
     datapath.make_room(config.pins)
@@ -67,7 +81,7 @@ def _run(config: AgentConfig, read: Callable[[], AgentConfig]) -> None:
         program = _program(config)
         log.info("program %s (id %d) is loaded", program.tag, program.id)
         with Maps(config.pins, writable=True) as maps:
-            asyncio.run(_serve(config, read, maps, supervision))
+            asyncio.run(_serve(reloading, maps, supervision))
 
 
 def _program(config: AgentConfig) -> bpf.ProgramInfo:
@@ -100,12 +114,8 @@ def _owned(pins: Path) -> Iterator[None]:
         os.close(lock)
 
 
-async def _serve(
-    config: AgentConfig,
-    read: Callable[[], AgentConfig],
-    maps: Maps,
-    supervision: Supervision,
-) -> None:
+async def _serve(reloading: Reloading, maps: Maps, supervision: Supervision) -> None:
+    config = reloading.config
     attachments = await asyncio.to_thread(datapath.attach, config.pins, config.interfaces)
     for attachment in attachments:
         why = f" ({attachment.why})" if attachment.why else ""
@@ -113,7 +123,7 @@ async def _serve(
     async with AsyncIPRoute() as netlink:
         network = Network(netlink)
         await network.look()
-        agent = Agent(config, maps, network, read=read)
+        agent = Agent(config, maps, network, reloading=reloading)
         agent.events.listen(EventLines())
         agent.configure(attachments)
         agent.adopt()
@@ -141,7 +151,6 @@ async def _work(agent: Agent, supervision: Supervision) -> None:
     for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, _end, stop)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, agent.reloading.ask)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     loops = {
         "housekeeping": lambda: agent.housekeeping.turned,
         "following the network": lambda: agent.following.turned,

@@ -272,6 +272,7 @@ class Chain:
 
     def start_agent(self) -> None:
         arguments = [
+            *("--config", "/dev/null"),
             *("--public", self.public, "--inside", self.inside),
             *("--vip", f"{IPV4.vip}:{VIP_PORT}", "--vip", f"[{IPV6.vip}]:{VIP_PORT}"),
             *("--inside-address", IPV4.inside, "--inside-address", IPV6.inside),

@@ -3,10 +3,13 @@
 import asyncio
 import json
 import logging
+import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -207,3 +210,29 @@ async def test_a_running_agent_takes_a_new_file_by_sighup(own_agent: AgentProces
         await hup("", until="INFO loader.reloading: the configuration was read again")
         await register(client, "x1")
         await client.deregister("x1", instance=INSTANCE)
+
+
+def test_a_sighup_while_it_starts_is_not_lost(own_agent: AgentProcess, tmp_path: Path) -> None:
+    """Nor does it end the agent, as it would end any other program."""
+    own_agent.stop()
+    log = tmp_path / "agent.log"
+    process = own_agent.spawn(log=log)
+
+    def has_its_pins_open() -> bool:
+        for link in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since
+                if os.readlink(link) == str(own_agent.pins):
+                    return True
+        return False
+
+    eventually("it has come as far as to open its pins", has_its_pins_open, within=60)
+    assert "ready: " not in log.read_text()
+    process.send_signal(signal.SIGHUP)
+
+    done = "the configuration was read again"
+    try:
+        eventually("it has reloaded", lambda: done in log.read_text(), within=60)
+    finally:
+        print(log.read_text())
+        process.kill()
+        process.wait()
