@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 C = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "bpf").glob("*.[ch]"))
-SHELL = ["shunt", "provision.sh", ".ci/run"]
+SHELL = ["shunt", "provision.sh", "packaging/install.sh", ".ci/run"]
 
 LINTERS = {
     "ruff": [sys.executable, "-m", "ruff", "check", "--quiet"],

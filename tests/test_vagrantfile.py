@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from loader.client import Vip
+from loader.configfile import Sources
 from tools.topology import cables
 
 ROOT = Path(__file__).parents[1]
@@ -95,11 +98,29 @@ def test_the_machines_scripts_are_sound_shell(machines: dict[str, Any]) -> None:
             subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
-@pytest.mark.parametrize("name", ["relay", "x1"])
-def test_the_commands_of_the_units_are_of_the_cli(machines: dict[str, Any], name: str) -> None:
+def test_the_relays_configuration_is_one(machines: dict[str, Any], tmp_path: Path) -> None:
+    script = machines["relay"]["scripts"]["services"]
+    text = script.split("<<TOML\n")[1].split("TOML\n")[0]
+    file = tmp_path / "agent.toml"
+    file.write_text(re.sub(r"\$\(interface_of ([0-9.]+)\)", r"if\1", text))
+
+    config = Sources(file=file).read().config
+
+    assert config.interfaces == ["if198.18.0.1", "if198.18.1.1"]
+    assert config.vips == (Vip("198.18.0.1", 3478),)
+
+
+def test_the_relays_agent_is_the_packaged_one(machines: dict[str, Any]) -> None:
+    lines = machines["relay"]["scripts"]["services"].splitlines()
+
+    assert "/opt/shunt/packaging/install.sh >/dev/null" in lines
+    assert lines[-1] == "systemctl restart shunt-agent"
+
+
+def test_the_command_of_the_transceivers_unit_is_of_the_cli(machines: dict[str, Any]) -> None:
     [command] = [
         line.removeprefix("ExecStart=/opt/shunt/shunt ").split()
-        for line in machines[name]["scripts"]["services"].splitlines()
+        for line in machines["x1"]["scripts"]["services"].splitlines()
         if line.startswith("ExecStart=/opt/shunt/shunt")
     ]
     flags = [word for word in command if word.startswith("--")]
