@@ -63,7 +63,14 @@ class Agent:
         self._table = RouteTable(indexes=types.TRANSCEIVERS, max_routes=config.max_routes)
         self._network = network
         self.following = Follower(
-            maps, network, self.events, leases=self._table.leases, clock=clock
+            maps,
+            network,
+            self.events,
+            leases=self._table.leases,
+            addresses=config.own_addresses,
+            reattach=self._reattach,
+            mending=config.reattach,
+            clock=clock,
         )
 
     # Start.
@@ -114,6 +121,7 @@ class Agent:
         """Go on with another configuration, different in no key that needs a restart."""
         self.config = config
         self._table.max_routes = config.max_routes
+        self.following.mend(config.reattach)
 
     def adopt(self) -> None:
         """Take over the transceivers, routes and flows that an earlier agent left in the maps."""
@@ -169,7 +177,7 @@ class Agent:
                 port=lease.port,
                 capacity=lease.capacity,
             )
-        await self.following.resolve(lease)
+        self.following.resolve(lease)
         return registered, bool(self._maps.transceiver(lease.index).resolved)
 
     def deregister(self, id: str, instance: str) -> None:
@@ -278,6 +286,10 @@ class Agent:
     def not_ready(self) -> str | None:
         """Why the relay cannot do its work, or None if it can."""
         return self.following.not_ready()
+
+    def _reattach(self, interface: str) -> datapath.Attachment:
+        (attachment,) = datapath.attach(self.config.pins, [interface])
+        return attachment
 
     def _address(self, text: str) -> str:
         try:

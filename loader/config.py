@@ -260,6 +260,12 @@ class AgentConfig:
         return list(dict.fromkeys(self.public + self.inside))
 
     @property
+    def own_addresses(self) -> dict[str, str]:
+        """The relay's addresses, each with an interface where the kernel may have it."""
+        vips = dict.fromkeys((vip.address for vip in self.vips), self.public[0])
+        return dict.fromkeys(self.inside_addresses, self.inside[0]) | vips
+
+    @property
     def inside_entries(self) -> tuple[InsideEntry, ...]:
         """The inside addresses as they share slots: 65,536 for each entry."""
         pairs = zip_longest(self._inside(4), self._inside(6))

@@ -13,7 +13,6 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from aiohttp import web
-from pyroute2 import AsyncIPRoute
 
 from loader import bpf, datapath
 from loader.agent import Agent
@@ -120,8 +119,7 @@ async def _serve(reloading: Reloading, maps: Maps, supervision: Supervision) -> 
     for attachment in attachments:
         why = f" ({attachment.why})" if attachment.why else ""
         log.info("%s: %s mode%s", attachment.interface, attachment.mode.name.lower(), why)
-    async with AsyncIPRoute() as netlink:
-        network = Network(netlink)
+    with Network() as network:
         await network.look()
         agent = Agent(config, maps, network, reloading=reloading)
         agent.events.listen(EventLines())
@@ -245,3 +243,5 @@ def unload(pins: Path = DEFAULT_PINS) -> None:
     require(Capability.NET_ADMIN, what="unloading the relay")
     with _owned(pins) if pins.is_dir() else nullcontext():
         datapath.unload(pins)
+        with Network() as network:
+            network.release(network.kept())

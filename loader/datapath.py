@@ -60,7 +60,7 @@ class Attachment:
 
     The program sits below VLANs: for an 802.1Q interface *ifindex* is its parent's, and *vlan*
     the VLAN's number; else that is 0. *mtu*: bytes of the interface's own IP packets. *veth*: it
-    is one, which loses what XDP_TX sends.
+    is one, which loses what XDP_TX sends. *program*: the program's id.
     """
 
     interface: str
@@ -70,6 +70,7 @@ class Attachment:
     vlan: int = 0
     mtu: int = 0
     veth: bool = False
+    program: int = 0
 
 
 def make_room(pins: Path) -> None:
@@ -203,6 +204,7 @@ def attach(pins: Path, interfaces: list[str]) -> list[Attachment]:
     """
     descriptor = bpf.pinned(versioned(pins) / PROGRAM)
     ours = _own_programs(pins)
+    program = bpf.program_info(descriptor).id
     carriers: dict[int, tuple[Mode, str]] = {}  # the parent of several VLANs is attached once
     done: list[Attachment] = []
     try:
@@ -224,10 +226,11 @@ def attach(pins: Path, interfaces: list[str]) -> list[Attachment]:
                         carrier.vlan,
                         carrier.mtu,
                         carrier.veth,
+                        program,
                     )
                 )
             undo.pop_all()
-            _forget_parts(netlink, pins, keep=bpf.program_info(descriptor).id)
+            _forget_parts(netlink, pins, keep=program)
     finally:
         os.close(descriptor)
     return done

@@ -28,7 +28,10 @@ KINDS: dict[str, str] = {
     "roamed": "the session goes on from another client address",
     "expired": "a flow without a packet from its client for 30 s is closed",
     "refused": "packets dropped since the last word of it, by reason; of no session",
+    "transceiver_unreachable": "there is no way to transceivers that there was, and why",
+    "transceiver_reachable": "there is a way to them again",
     "interface_changed": "an interface went down, came up, lost or regained the program",
+    "address_changed": "the kernel has lost, or has again, an address of the relay",
     "adopted": "an agent took over what an earlier one left",
     "upgraded": "another program took over the interfaces",
 }

@@ -1,31 +1,35 @@
-"""The maps follow the network: next hops to transceivers, and the relay's own interfaces."""
+"""The maps follow the network: next hops to transceivers, the relay's own interfaces, addresses."""
 
-import ctypes
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 
-from loader import types
 from loader.datapath import Attachment
 from loader.events import EventLog
+from loader.interfaces import Interfaces, State
+from loader.links import Link
 from loader.maps import Interface, Maps
-from loader.network import Network, News
-from loader.nexthop import NextHop, Way
+from loader.network import EVERYWHERE, Change, Network, News
+from loader.own_addresses import OwnAddresses
 from loader.table import Lease
+from loader.ways import Ways
 
 __all__ = ["Follower"]
 
 log = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 1.0  # for transceivers whose MAC address the kernel does not know yet
-_LOOK_SECONDS = 15.0  # for what no event tells of: routes, and programs attached by other means
+_TURN_SECONDS = 1.0
+_LOOK_SECONDS = 15.0  # between looks for what no event tells of
+_IN_TURN = 256  # transceivers that each look is for
+_AT_ONCE = 64  # of them or their neighbours, before others on the loop have their turn
 
 
 class Follower:
     """Keeps the maps' next hops and interfaces as the kernel's are. *leases*: those to follow;
-    *inside*: interfaces by which transceivers' packets may come in. `clock` gives monotonic
-    seconds."""
+    *addresses*: the relay's own, with the interface that each belongs on; *reattach* and
+    *mending*: see `Interfaces`; *look_seconds* between looks for what no event tells of. `clock`
+    gives monotonic seconds."""
 
     def __init__(
         self,
@@ -34,48 +38,84 @@ class Follower:
         events: EventLog,
         *,
         leases: Callable[[], Iterable[Lease]],
+        addresses: Mapping[str, str] | None = None,
+        reattach: Callable[[str], Attachment],
+        mending: bool = False,
+        look_seconds: float = _LOOK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._maps = maps
         self._network = network
-        self._events = events
         self._leases = leases
+        self._look_seconds = look_seconds
         self._clock = clock
-        self._interfaces: list[Interface] = []
-        self._ways: dict[str, Way] = {}  # by transceiver's id
         self.turned = clock()
         """When `follow` last came round; it does so once a second."""
+        self.looks = 0
+        """How often everything was looked at."""
+        self._interfaces = Interfaces(
+            maps, network, events, reattach=reattach, mending=mending, clock=clock
+        )
+        self._addresses = OwnAddresses(network, events, addresses or {})
+        self._ways = Ways(maps, network, events)
+
+    # What there is to see.
 
     @property
     def interfaces(self) -> list[Interface]:
         """The relay's interfaces, as they were last seen."""
-        return self._interfaces
+        return self._interfaces.interfaces
+
+    @property
+    def interface_states(self) -> dict[str, State]:
+        """How each of them is, by name."""
+        return self._interfaces.states
+
+    @property
+    def addresses(self) -> dict[str, bool]:
+        """The relay's own addresses: whether the kernel has them."""
+        return self._addresses.present
+
+    @property
+    def unreachable(self) -> dict[str, str]:
+        """By id, the transceivers that there is no way to, and why."""
+        return self._ways.unreachable
+
+    @property
+    def reattached(self) -> int:
+        """How often the program was put back on an interface that had lost it."""
+        return self._interfaces.mended
+
+    @property
+    def overflows(self) -> int:
+        """How often the kernel told of more changes than could be read; all was looked at then."""
+        return self._network.overflows
+
+    def not_ready(self) -> str | None:
+        """Why the relay cannot do its work and what to do about it, or None if it can."""
+        for trouble in self._interfaces.troubles:
+            return f"{trouble.what}: {trouble.cure}"
+        for address in self._addresses.lost:
+            return f"the kernel has lost {address}: {self._addresses.cure(address)}"
+        return None
+
+    # What is done.
+
+    def mend(self, mending: bool) -> None:
+        """From now on, put the program back where it was lost, or leave that to people."""
+        self._interfaces.mending = mending
 
     def begin(self, attachments: Iterable[Attachment], *, inside: Iterable[str]) -> None:
         """Write the interfaces that carry the program into the map."""
-        self._interfaces = [
-            Interface(
-                name=attachment.interface,
-                ifindex=attachment.ifindex,
-                inside=attachment.interface in inside,
-                mode=attachment.mode,
-                vlan=attachment.vlan,
-                mtu=attachment.mtu,
-            )
-            for attachment in attachments
-        ]
-        self._maps.set_interfaces(self._interfaces)
+        self._interfaces.begin(attachments, inside=inside)
+        self._addresses.begin()
 
-    def not_ready(self) -> str | None:
-        """Why the relay cannot do its work, or None if it can."""
-        for interface in self._interfaces:
-            if interface.mode is types.Mode.DETACHED:
-                return f"{interface.name} no longer carries the XDP program"
-        return None
+    def resolve(self, lease: Lease) -> None:
+        """A transceiver is there: write its next hop, if the kernel knows it."""
+        self._ways.follow(lease)
 
     def forget(self, lease: Lease) -> None:
         """The transceiver is gone."""
-        self._ways.pop(lease.id, None)
+        self._ways.forget(lease)
 
     async def watch(self) -> None:
         """Forever: hear what changes, for `follow`."""
@@ -83,68 +123,56 @@ class Follower:
 
     async def follow(self) -> None:
         """Forever: keep the maps' next hops and interfaces as the kernel's are."""
-        look_at = self._clock()
-        news = News()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._interfaces.mend())
+            tasks.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        look_at, others_left = self._clock() + self._look_seconds, True
         while True:
-            if news.missed or self._clock() >= look_at:
-                look_at = self._clock() + _LOOK_SECONDS
-                await self._network.look()
-                self._ways.clear()
-            self._follow_interfaces()
-            for lease in self._leases():
-                found = self._ways.get(lease.id)
-                if (
-                    news.links
-                    or found is None
-                    or not found.hop
-                    or found.neighbour in news.neighbours
-                ):
-                    await self.resolve(lease)
+            # The first that `watch` says is that all of it is unknown.
+            within = min(look_at - self._clock(), _TURN_SECONDS)
+            news = await self._network.news(within=0.0 if self._ways.due else max(0.0, within))
             self.turned = self._clock()
-            news = await self._network.news(within=_RETRY_SECONDS)
+            began = time.perf_counter()
+            if news.missed or self._clock() >= look_at:
+                self.looks += 1
+                look_at = self._clock() + self._look_seconds
+                self._take_links(await self._network.look())
+                self._interfaces.follow()
+                self._addresses.follow([EVERYWHERE])
+                self._ways.expect(self._leases())
+                if news.missed:
+                    self._ways.all_may_have_changed()
+                else:
+                    self._ways.some_in_turn(_IN_TURN)
+            self._take(news)
+            self._ways.work(_AT_ONCE)
+            if others_left and not self._ways.due:
+                self._ways.release_others()
+                others_left = False
+            # However much there is to do, half of the time is others'.
+            await asyncio.sleep(time.perf_counter() - began)
 
-    def _follow_interfaces(self) -> None:
-        found = [self._as_it_is(interface) for interface in self._interfaces]
-        if found != self._interfaces:
-            log.warning(
-                "interfaces are now: %s",
-                ", ".join(f"{i.name} {i.mode.name.lower()}, MTU {i.mtu}" for i in found),
-            )
-            self._interfaces = found
-            self._maps.set_interfaces(found)
+    def _take(self, news: News) -> None:
+        if news.links:
+            self._interfaces.follow()
+        self._take_links(news.links)
+        for ifindex in news.exits:
+            self._ways.exit_changed(ifindex)
+        self._ways.routes_changed(news.spans)
+        self._ways.neighbours_changed(news.neighbours)
+        self._addresses.follow([EVERYWHERE] if news.links or news.exits else news.spans)
 
-    def _as_it_is(self, interface: Interface) -> Interface:
-        links = self._network.links
-        link, carrier = links.named(interface.name), (interface.ifindex, interface.vlan)
-        if link is None or links.carrier(link.ifindex) != carrier:
-            return replace(interface, mode=types.Mode.DETACHED)
-        below = links.get(interface.ifindex)
-        assert below is not None
-        return replace(interface, mode=below.mode, mtu=link.mtu)
-
-    async def resolve(self, lease: Lease) -> None:
-        found = await self._network.way(lease.address)
-        entry = self._maps.transceiver(lease.index)
-        # The entry may have come to another transceiver, or to none, while the kernel was asked.
-        if bytes(entry.address) != bytes(types.packed_address(lease.address)):
-            return
-        if found is None:
-            self._ways.pop(lease.id, None)
-            return
-        self._ways[lease.id] = found
-        # The last next hop stands while the kernel knows none: better than none at all.
-        if found.hop is None:
-            return
-        hop = _packed(found.hop)
-        if entry.resolved and bytes(entry.hop) == bytes(hop):
-            return
-        entry.hop, entry.resolved = hop, 1
-        self._maps.set_transceiver(lease.index, entry)
-        log.info("transceiver %s is at %s", lease.id, found.hop.mac.hex(":"))
+    def _take_links(self, links: Mapping[int, Change]) -> None:
+        for ifindex, (before, after) in links.items():
+            if _runs(before) == _runs(after):
+                self._ways.link_changed(ifindex)
+                continue
+            self._ways.exit_changed(ifindex)
+            if _runs(after):
+                self._ways.exit_opened(ifindex)
 
 
-def _packed(hop: NextHop) -> types.NextHop:
-    packed = types.NextHop(ifindex=hop.ifindex, vlan=hop.vlan, mtu=hop.mtu)
-    ctypes.memmove(packed.mac, hop.mac, len(hop.mac))
-    ctypes.memmove(packed.source_mac, hop.source_mac, len(hop.source_mac))
-    return packed
+def _runs(link: Link | None) -> bool:
+    return link is not None and link.up and link.running

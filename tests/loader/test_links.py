@@ -8,11 +8,14 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from loader.links import Link, Links, link_of
 from loader.types import Mode
 
+UP, RUNNING = 0x1, 0x40  # IFF_…
+
 
 def message(index: int, name: str, **attributes: Any) -> Any:
     """A link message on its way through netlink's format."""
     made = ifinfmsg()
     made["index"] = index
+    made["flags"] = attributes.pop("flags", UP | RUNNING)
     made["attrs"] = [
         ("IFLA_IFNAME", name),
         ("IFLA_MTU", attributes.pop("mtu", 1500)),
@@ -41,6 +44,41 @@ def test_a_link_is_read_with_what_the_relay_needs_of_it() -> None:
     assert link_of(message(7, "eth0", mtu=1400)) == Link(
         ifindex=7, name="eth0", mac=bytes.fromhex("020000000007"), mtu=1400, mode=Mode.DETACHED
     )
+
+
+def test_a_link_tells_which_program_it_carries() -> None:
+    xdp = {"attrs": [("IFLA_XDP_ATTACHED", 2), ("IFLA_XDP_PROG_ID", 77)]}
+
+    link = link_of(message(7, "eth0", xdp=xdp))
+
+    assert (link.mode, link.program) == (Mode.GENERIC, 77)
+
+
+@pytest.mark.parametrize(
+    ("odd", "why"),
+    [
+        ({}, ""),
+        ({"flags": 0}, "is down"),
+        ({"flags": UP}, "has no carrier"),
+    ],
+)
+def test_what_keeps_a_link_from_being_used_is_told(odd: dict[str, Any], why: str) -> None:
+    assert known(message(7, "eth0", **odd)).obstacle(7) == why
+
+
+def test_a_link_that_is_not_there_is_an_obstacle() -> None:
+    assert known(message(7, "eth0")).obstacle(8) == "is gone"
+
+
+def test_names_that_links_exchange_lead_to_the_right_ones() -> None:
+    links = known(message(7, "eth0"), message(8, "eth1"))
+
+    links.take(message(7, "other"))
+    links.take(message(8, "eth0"))
+    links.take(message(7, "eth1"))
+
+    assert (links.named("eth0"), links.named("eth1")) == (links.get(8), links.get(7))
+    assert links.named("other") is None
 
 
 def test_a_link_without_a_mac_has_an_empty_one() -> None:

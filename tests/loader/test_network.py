@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from pyroute2 import AsyncIPRoute
 
 from loader.network import Network, News
 from loader.nexthop import Neighbour
@@ -17,8 +16,7 @@ def tell(host: Host, story: Story) -> None:
     """Run *story* with a network that has been looked at and is watched."""
 
     async def session() -> None:
-        async with AsyncIPRoute() as netlink:
-            network = Network(netlink)
+        with Network() as network:
             await network.look()
             async with asyncio.TaskGroup() as tasks:
                 watch = tasks.create_task(network.watch())
@@ -46,7 +44,7 @@ def test_a_link_that_changes_is_news_and_known(host: Host) -> None:
     async def story(network: Network) -> None:
         inside = ifindex(network, "inside")
         host.ip("link set inside mtu 1400")
-        await news(network, lambda news: news.links)
+        await news(network, lambda news: inside in news.links)
         link = network.links.get(inside)
         assert link is not None
         assert link.mtu == 1400

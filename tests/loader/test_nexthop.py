@@ -1,53 +1,60 @@
 """Next hops, asked of a real kernel over real veths and VLAN interfaces."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
-from pyroute2 import AsyncIPRoute
 
-from loader.links import Links
-from loader.nexthop import Neighbour, NextHop, Way, way
+from loader.network import Network
+from loader.nexthop import Entry, Neighbour, NextHop, Reach, Way, hop
 from tests.loader.conftest import TRANSCEIVER, TRANSCEIVER6, Host
 
-T = TypeVar("T")
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the kernel has said of an address."""
+
+    way: Way
+    entry: Entry
+    hop: NextHop | None
 
 
-def ask(host: Host, question: Callable[[AsyncIPRoute, Links], Awaitable[T]]) -> T:
-    async def session() -> T:
-        async with AsyncIPRoute() as netlink:
-            links = Links()
-            links.replace([message async for message in await netlink.get_links()])
-            return await question(netlink, links)
+def ask(host: Host, address: str, *, until: Callable[[Asked | None], bool]) -> Asked | None:
+    """Ask the kernel, which is to keep the neighbour, until the answer is such a one, or until it
+    has been no such one for some time."""
 
-    return host.run(lambda: asyncio.run(session()))
+    def session() -> Asked | None:
+        with Network() as network:
+            deadline = time.monotonic() + 3
+            while not until(found := once_more(network)) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return found
 
-
-def resolve(host: Host, address: str, *, within: float = 3.0) -> NextHop | None:
-    """Ask until there is an answer, as the agent does."""
-
-    async def patiently(netlink: AsyncIPRoute, links: Links) -> NextHop | None:
-        try:
-            async with asyncio.timeout(within):
-                while True:
-                    found = await way(netlink, links, address)
-                    if found and found.hop:
-                        return found.hop
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
+    def once_more(network: Network) -> Asked | None:
+        asyncio.run(network.look())
+        way = network.way(address)
+        if way is None:
             return None
+        entry = network.entry(way.neighbour)
+        if not entry.fixed and entry.reach is not Reach.KNOWN:
+            network.keep(way.neighbour)
+        found = hop(network.links, way, entry.mac) if entry.mac else None
+        return Asked(way, entry, found)
 
-    return ask(host, patiently)
+    return host.run(session)
 
 
-def once(host: Host, address: str) -> NextHop | None:
-    found = asked(host, address)
+def resolve(host: Host, address: str) -> NextHop | None:
+    """The next hop, if the kernel finds it."""
+    found = ask(host, address, until=lambda found: bool(found and found.hop))
     return found.hop if found else None
 
 
-def asked(host: Host, address: str) -> Way | None:
-    return ask(host, lambda netlink, links: way(netlink, links, address))
+def once(host: Host, address: str) -> Asked | None:
+    """The first answer."""
+    return ask(host, address, until=lambda _found: True)
 
 
 def mac(host: Host, interface: str, *, outside: bool = False) -> bytes:
@@ -98,9 +105,11 @@ def test_the_neighbour_to_watch_is_told_before_its_mac_is_known(host: Host) -> N
     host.ip("link set behind down", outside=True)
     host.ip(f"route add 10.9.0.0/16 via {TRANSCEIVER}")
 
-    found = asked(host, "10.9.8.7")
+    found = once(host, "10.9.8.7")
 
-    assert found == Way(Neighbour(ifindex(host, "inside"), TRANSCEIVER), None)
+    assert found is not None
+    assert found.way == Way(Neighbour(ifindex(host, "inside"), TRANSCEIVER))
+    assert (found.entry.reach, found.hop) == (Reach.ASKED, None)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +154,9 @@ def test_a_vlan_that_the_relay_has_no_tag_for_is_no_way(vlans: Host) -> None:
         vlans.ip(f"addr add 198.18.{network}.1/24 dev {name}")
         vlans.ip(f"neigh add 198.18.{network}.11 lladdr 02:00:00:00:00:99 dev {name}")
 
-        assert asked(vlans, f"198.18.{network}.11") is None
+        found = once(vlans, f"198.18.{network}.11")
+        assert found is not None
+        assert (found.entry.reach, found.hop) == (Reach.KNOWN, None)
 
 
 def test_the_most_specific_route_decides_the_interface(host: Host) -> None:
@@ -163,33 +174,62 @@ def test_a_changed_mac_is_seen_once_the_kernel_knows(host: Host) -> None:
     host.ip("link set behind address 02:00:00:00:00:99", outside=True)
     host.ip(f"neigh replace {TRANSCEIVER} lladdr 02:00:00:00:00:99 dev inside nud reachable")
 
-    hop = once(host, TRANSCEIVER)
+    found = once(host, TRANSCEIVER)
 
-    assert hop is not None
-    assert hop.mac == bytes.fromhex("020000000099")
+    assert found is not None
+    assert found.entry.mac == bytes.fromhex("020000000099")
 
 
-def test_asking_does_not_undo_an_entry_that_somebody_has_fixed(host: Host) -> None:
+def test_an_entry_that_somebody_has_fixed_is_told_as_such(host: Host) -> None:
     host.ip(f"neigh replace {TRANSCEIVER} lladdr 02:00:00:00:00:99 dev inside nud permanent")
 
-    for _ in range(2):
-        hop = once(host, TRANSCEIVER)
-        assert hop is not None
-        assert hop.mac == bytes.fromhex("020000000099")
-    assert "PERMANENT" in host.ip(f"neigh show {TRANSCEIVER}")
+    found = once(host, TRANSCEIVER)
+
+    assert found is not None
+    assert found.entry == Entry(Reach.KNOWN, bytes.fromhex("020000000099"), fixed=True)
+    assert not found.entry.touchable
 
 
-def test_asking_makes_the_kernel_look_again_where_it_has_failed(host: Host) -> None:
-    host.ip("link set behind down", outside=True)
-    assert once(host, TRANSCEIVER) is None
-    host.ip("link set behind up", outside=True)
+def test_where_the_kernel_has_failed_it_is_told_and_looks_again(host: Host) -> None:
     host.ip(f"neigh replace {TRANSCEIVER} dev inside nud failed")
 
+    found = once(host, TRANSCEIVER)
+
+    assert found is not None
+    assert found.entry.reach is Reach.FAILED
     assert resolve(host, TRANSCEIVER) is not None
 
 
-def test_a_silent_address_on_the_link_has_none(host: Host) -> None:
-    assert resolve(host, "198.18.1.200", within=0.3) is None
+@pytest.mark.parametrize("address", [TRANSCEIVER, TRANSCEIVER6])
+def test_the_kernel_keeps_a_neighbour_until_it_is_released(host: Host, address: str) -> None:
+    def story() -> None:
+        with Network() as network:
+            neighbour = Neighbour(ifindex(host, "inside"), address)
+            network.keep(neighbour)
+            assert network.entry(neighbour).ours
+            assert network.kept() == [neighbour]
+            assert "managed" in host.ip(f"neigh show {address}")
+            network.release([neighbour])
+            assert network.kept() == []
+            assert not network.entry(neighbour).kept
+
+    host.run(story)
+
+
+def test_what_somebody_else_has_the_kernel_keep_is_not_ours(host: Host) -> None:
+    host.ip(f"neigh replace {TRANSCEIVER} dev inside managed")
+
+    found = once(host, TRANSCEIVER)
+
+    assert found is not None
+    assert (found.entry.kept, found.entry.ours, found.entry.touchable) == (True, False, False)
+
+
+def test_a_silent_address_on_the_link_has_no_hop(host: Host) -> None:
+    found = once(host, "198.18.1.200")
+
+    assert found is not None
+    assert (found.entry.reach, found.hop) == (Reach.ASKED, None)
 
 
 @pytest.mark.parametrize(
@@ -218,3 +258,44 @@ def test_an_address_that_cannot_be_reached_has_none(host: Host, prepare: list[st
 def test_an_address_that_no_transceiver_can_have_has_none(host: Host, address: str) -> None:
     for _ in range(2):  # the first question may leave an entry for the second to find
         assert once(host, address) is None
+
+
+@pytest.mark.parametrize(
+    ("prepare", "there"),
+    [
+        ([], True),
+        (["addr add 198.18.9.1/32 dev lo", "addr add 2001:db8:918::1/128 dev lo"], True),
+        (
+            ["route add local 198.18.9.0/24 dev lo", "route add local 2001:db8:918::/48 dev lo"],
+            True,
+        ),
+        (["link set inside down", "addr flush dev inside"], False),
+    ],
+    ids=["on its interface", "on lo", "a local route", "flushed"],
+)
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_address_is_the_kernels_on_whatever_interface(
+    host: Host, prepare: list[str], there: bool, family: int
+) -> None:
+    for command in prepare:
+        host.ip(command)
+    own = {4: ("198.18.1.1", "198.18.9.1"), 6: ("2001:db8:118::1", "2001:db8:918::1")}
+    address = own[family][len(prepare) > 0 and there]
+
+    def has() -> bool:
+        with Network() as network:
+            return network.has_address(address)
+
+    assert host.run(has) == there
+
+
+def test_a_link_without_a_carrier_is_no_way_out(host: Host) -> None:
+    assert resolve(host, TRANSCEIVER) is not None
+    host.ip(f"neigh replace {TRANSCEIVER} lladdr 02:00:00:00:00:99 dev inside nud permanent")
+    host.ip("link set behind down", outside=True)
+
+    # The kernel tells of a carrier once a second.
+    found = ask(host, TRANSCEIVER, until=lambda found: bool(found and not found.hop))
+
+    assert found is not None
+    assert (found.entry.reach, found.hop) == (Reach.KNOWN, None)
