@@ -126,6 +126,7 @@ class Metrics:
         now = self._clock()
         leases = self._table.leases()
         about = self._maps.about()
+        unreachable = self._following.unreachable
         return Scrape(
             counted=self._counted,
             counters=self._maps.counters(),
@@ -143,12 +144,17 @@ class Metrics:
                     quota=self._table.quota(lease),
                     capacity=lease.capacity,
                     left=max(0.0, lease.expires - now),
-                    reachable=bool(self._maps.transceiver(lease.index).resolved),
+                    reachable=lease.id not in unreachable
+                    and bool(self._maps.transceiver(lease.index).resolved),
                     draining=lease.drain is not None,
                 )
                 for lease in leases
             ),
             interfaces=tuple(self._following.interfaces),
+            states=dict(self._following.interface_states),
+            addresses=dict(self._following.addresses),
+            reattached=self._following.reattached,
+            resyncs=self._following.overflows,
             adoptions=about.adoptions,
             upgrades=about.upgrades,
             program=self._program_tag(),

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from loader import VERSION, types
+from loader.interfaces import State as InterfaceState
 from loader.maps import Counters, Interface
 from loader.types import Mode, State
 
@@ -24,7 +25,7 @@ _ATTACHED = (Mode.NATIVE, Mode.GENERIC, Mode.OFFLOADED)
 
 class Transceiver(NamedTuple):
     """A lease: how many *routes* it holds and may hold (*quota*), its *capacity* in sessions, the
-    seconds that are *left* of it, whether its next hop is known, whether it is drained."""
+    seconds that are *left* of it, whether there is a way to it, whether it is drained."""
 
     id: str
     routes: int
@@ -38,7 +39,9 @@ class Transceiver(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Scrape(Collector):
     """The numbers of one moment, and what was *counted* until then. *sizes*: entries that a map
-    has room for; *program*: the kernel's tag of it; *configured_at*: Unix time.
+    has room for; *states*: by interface's name; *addresses*: whether the kernel has them;
+    *reattached*, *resyncs*: how often; *program*: the kernel's tag of it; *configured_at*: Unix
+    time.
 
     To find the numbers is quick, and they belong together. To write them down is not, if there are
     thousands of transceivers: `collect` has no part in the agent's state, so that another thread
@@ -52,6 +55,10 @@ class Scrape(Collector):
     sizes: Mapping[str, int]
     transceivers: tuple[Transceiver, ...]
     interfaces: tuple[Interface, ...]
+    states: Mapping[str, InterfaceState]
+    addresses: Mapping[str, bool]
+    reattached: int
+    resyncs: int
     adoptions: int
     upgrades: int
     program: str
@@ -143,6 +150,16 @@ _COUNTERS = (
         "Times that another program took over the interfaces.",
         lambda scrape: {(): scrape.upgrades},
     ),
+    _Family(
+        "shunt_interface_reattachments",
+        "Times that the program was put back on an interface that had lost it.",
+        lambda scrape: {(): scrape.reattached},
+    ),
+    _Family(
+        "shunt_netlink_resyncs",
+        "Times that the kernel told of more changes than could be read: all was looked at then.",
+        lambda scrape: {(): scrape.resyncs},
+    ),
 )
 
 _GAUGES = (
@@ -197,7 +214,7 @@ _GAUGES = (
     ),
     _Family(
         "shunt_transceiver_reachable",
-        "1 if the next hop to the transceiver is known, else 0.",
+        "1 if there is a way to the transceiver, else 0.",
         lambda scrape: {(each.id,): each.reachable for each in scrape.transceivers},
         labels=("transceiver",),
     ),
@@ -221,6 +238,22 @@ _GAUGES = (
             for mode in _ATTACHED
         },
         labels=("interface", "mode"),
+    ),
+    _Family(
+        "shunt_interface_state",
+        "1 for the state that the interface is in, else 0.",
+        lambda scrape: {
+            (interface, state.value): found is state
+            for interface, found in scrape.states.items()
+            for state in InterfaceState
+        },
+        labels=("interface", "state"),
+    ),
+    _Family(
+        "shunt_address_present",
+        "1 if the kernel has this address of the relay's own, else 0.",
+        lambda scrape: {(address,): present for address, present in scrape.addresses.items()},
+        labels=("address",),
     ),
     _Family(
         "shunt_agent_build_info",

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loader import VERSION, datapath, types
 from loader.client import AgentClient, AgentRefused
+from loader.interfaces import State as InterfaceState
 from loader.maps import Counters, Interface, Rate
 from loader.reasons import REASONS
 from loader.scrape import Scrape
@@ -25,6 +26,8 @@ from tests.loader.conftest import (
     FIRST_PORT,
     INSTANCE,
     LAST_PORT,
+    RELAY_INSIDE,
+    RELAY_INSIDE6,
     ROOT,
     TRANSCEIVER,
     VIP,
@@ -297,13 +300,21 @@ async def test_the_build_and_the_interfaces_are_told(shared_agent: AgentProcess)
         (("interface", name), ("mode", "native")) for name in ("public", "inside")
     }
     assert len(attached) == 6
+    states = samples(text)["shunt_interface_state"]
+    assert {labels for labels, value in states.items() if value} == {
+        (("interface", name), ("state", "working")) for name in ("public", "inside")
+    }
+    assert samples(text)["shunt_address_present"] == {
+        (("address", address),): 1
+        for address in (VIP.address, VIP6.address, RELAY_INSIDE, RELAY_INSIDE6)
+    }
     assert samples(text)["process_open_fds"][()] > 0
 
 
-@pytest.mark.parametrize("mode", list(Mode))
-def test_an_interface_is_attached_in_its_mode_and_in_no_other(mode: Mode) -> None:
+def scrape(*, mode: Mode = Mode.NATIVE, state: InterfaceState = InterfaceState.WORKING) -> Samples:
+    """What is told of a relay with one interface, and without anything else."""
     none = Rate(0, 0)
-    scrape = Scrape(
+    found = Scrape(
         counted=CollectorRegistry(),
         counters=Counters(to_transceiver=none, to_client=none, passed=none, dropped={}),
         flows=dict.fromkeys(State, 0),
@@ -311,6 +322,10 @@ def test_an_interface_is_attached_in_its_mode_and_in_no_other(mode: Mode) -> Non
         sizes={"slots": 0, "routes": 0, "transceivers": 0},
         transceivers=(),
         interfaces=(Interface("eth1", 2, True, mode),),
+        states={"eth1": state},
+        addresses={},
+        reattached=0,
+        resyncs=0,
         adoptions=0,
         upgrades=0,
         program="",
@@ -318,8 +333,21 @@ def test_an_interface_is_attached_in_its_mode_and_in_no_other(mode: Mode) -> Non
         reload_failed=False,
         configured_at=0,
     )
+    return samples(generate_latest(found).decode())
 
-    attached = samples(generate_latest(scrape).decode())["shunt_interface_attached"]
+
+@pytest.mark.parametrize("state", list(InterfaceState))
+def test_an_interface_is_in_its_state_and_in_no_other(state: InterfaceState) -> None:
+    told = scrape(state=state)["shunt_interface_state"]
+
+    assert {dict(labels)["state"]: value for labels, value in told.items()} == {
+        each.value: float(each is state) for each in InterfaceState
+    }
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_an_interface_is_attached_in_its_mode_and_in_no_other(mode: Mode) -> None:
+    attached = scrape(mode=mode)["shunt_interface_attached"]
 
     modes = {dict(labels)["mode"]: value for labels, value in attached.items()}
     assert modes == {

@@ -134,6 +134,10 @@ def descriptors(count: int) -> tuple[Series, ...]:
     return UP, series("process_open_fds", f"{count}x9"), series("process_max_fds", "1024x9")
 
 
+def state(name: str, values: str) -> tuple[Series, ...]:
+    return UP, series("shunt_interface_state", values, interface="eth1", state=name)
+
+
 def attached(values: str, mode: str = "native") -> tuple[Series, ...]:
     return UP, *(
         series(
@@ -184,9 +188,17 @@ CASES = [
         UP,
         series("shunt_agent_config_last_reload_successful", "0 0 0 1x9"),
     ),
-    fires("ShuntNotAttached", 3, *attached("1 0x9")),
-    quiet("ShuntNotAttached", 3, *attached("1 0 1x9")),
-    quiet("ShuntNotAttached", 9, *attached("1x9", mode="offloaded")),
+    fires("ShuntNotAttached", 3, *state("lost_program", "0 1x9")),
+    fires("ShuntNotAttached", 3, *state("other_program", "0 1x9")),
+    quiet("ShuntNotAttached", 3, *state("lost_program", "0 1 0x9")),
+    fires("ShuntInterfaceDown", 3, *state("down", "0 1x9")),
+    fires("ShuntInterfaceDown", 3, *state("no_carrier", "0 1x9")),
+    fires("ShuntInterfaceDown", 3, *state("gone", "0 1x9")),
+    quiet("ShuntInterfaceDown", 9, *state("working", "1x9")),
+    fires("ShuntAddressLost", 3, UP, series("shunt_address_present", "1 0x9", address="a")),
+    quiet("ShuntAddressLost", 9, UP, series("shunt_address_present", "0x9", address="a")),
+    fires("ShuntProgramTakenOff", 9, UP, series("shunt_interface_reattachments_total", "0 0 1x9")),
+    quiet("ShuntProgramTakenOff", 9, UP, series("shunt_interface_reattachments_total", "7x9")),
     fires("ShuntGenericMode", 16, *attached("1x30", mode="generic")),
     quiet("ShuntGenericMode", 14, *attached("1x30", mode="generic")),
     fires("ShuntMapNearlyFull", 11, *filled("slots", 801)),
