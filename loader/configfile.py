@@ -330,7 +330,6 @@ class _Reading:
         self._faults.append(Fault(origin, what, cure, key.name if key else ""))
         if key:
             self._wrong.add(key.name)
-            self._given.pop(key.name, None)
 
     # All together.
 

@@ -129,7 +129,7 @@ def test_all_problems_are_told_at_once_each_with_its_field_and_place() -> None:
         replace(
             CONFIG,
             public=(),
-            vips=(VIP, Vip("224.0.0.1", 1), Vip("x", 1)),
+            vips=(VIP, Vip("x", 1), Vip("x", 1)),  # twice the same, but that is not the point
             transceiver_prefixes=("10.0.0.0/8", "10.0.0.0/8"),
             tcp=replace(TCP, port=0),
         )

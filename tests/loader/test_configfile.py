@@ -208,6 +208,13 @@ def test_without_the_default_file_options_are_enough(monkeypatch: pytest.MonkeyP
             ['5: unknown key "inside_adresses" in [relay]; did you mean "inside_addresses"?'],
         ),
         (
+            f"{RELAY}inside_adresses = ['ten']\n[rely]\nvips = 7\n",
+            [
+                '6: unknown key "inside_adresses" in [relay]; did you mean "inside_addresses"?',
+                "7: unknown section [rely]; did you mean [relay]?",
+            ],
+        ),
+        (
             RELAY.replace("[relay]", "[rely]"),
             ["1: unknown section [rely]; did you mean [relay]?"],
         ),
