@@ -289,7 +289,8 @@ KEYS: tuple[Key, ...] = (
         "api.tcp.token_file",
         _PATH,
         ("tcp.token_file",),
-        "A file with the bearer token that every request must carry.",
+        "A file with bearer tokens, one a line; every request must carry one of them. A reload "
+        "reads it again, whatever its path.",
         live=True,
         required=True,
         example='"/etc/shunt/token"',
