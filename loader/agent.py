@@ -11,7 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from loader import datapath, types
+from loader.accounts import accounts_of
 from loader.addresses import host_address, http_url
 from loader.config import AgentConfig, outdated
 from loader.draining import Drains
@@ -129,10 +132,12 @@ class Agent:
         leases = {}
         for index, entry in self._maps.transceivers():
             leases[index] = lease_of(index, entry)
-        for ufrag, route in list(self._maps.routes()):
-            if route.transceiver in leases:
-                checks = not route.flags & types.ROUTE_NO_CHECKS
-                leases[route.transceiver].routes[ufrag] = Route(route.id, checks)
+        ufrags, entries = self._maps.all_routes()
+        checks = (entries["flags"] & types.ROUTE_NO_CHECKS) == 0
+        columns = (entries["id"].tolist(), entries["transceiver"].tolist(), checks.tolist())
+        for ufrag, id, index, makes_checks in zip(ufrags, *columns, strict=True):
+            if index in leases:
+                leases[index].routes[ufrag] = Route(id, makes_checks)
             else:
                 self._maps.remove_route(ufrag)
         self._table.drain = relay_drain(self._maps)
@@ -143,6 +148,7 @@ class Agent:
             resting=self._flows.transceivers(),
         )
         self.drains.resume()
+        self.housekeeping.adopt()
         free = self._flows.rebuild_free()
         log.info(
             "adopted %d transceivers, %d routes; %d ports are free",
@@ -226,8 +232,10 @@ class Agent:
 
     def remove_route(self, ufrag: str, *, instance: str) -> None:
         """Remove a route and close its flows."""
-        if self._table.remove_route(ufrag, instance=instance) is not None:
-            self.housekeeping.forget_routes([ufrag])
+        lease = self._table.owner(ufrag)
+        route = self._table.remove_route(ufrag, instance=instance)
+        if lease and route:
+            self.housekeeping.forget_routes(lease, {ufrag: route})
 
     def transceivers(self) -> dict[str, Any]:
         """`GET /v1/transceivers`."""
@@ -251,13 +259,16 @@ class Agent:
 
     def routes(self, transceiver: str | None = None) -> dict[str, Any]:
         """`GET /v1/routes`, of one transceiver if its id is given."""
-        routes = (
+        routes = [
             Routed(ufrag, route.id, lease.id, route.checks)
             for lease in self._table.leases()
             if transceiver in (None, lease.id)
             for ufrag, route in lease.routes.items()
-        )
-        return {"routes": picture_of_routes(routes, slots=self._flows.slots_by_route())}
+        ]
+        ids = np.array([route.id for route in routes], dtype=np.uint32)
+        accounts = accounts_of(self.housekeeping.accounts.of_routes(ids))
+        slots = self._flows.slots_by_route()
+        return {"routes": picture_of_routes(routes, slots=slots, accounts=accounts)}
 
     def flows(self) -> dict[str, Any]:
         """`GET /v1/flows`: how many there are, and as many of them as are read in no time."""

@@ -35,7 +35,7 @@ __all__ = [
 
 _LOOKUP, _UPDATE, _DELETE, _LOOKUP_BATCH = 1, 2, 3, 24
 _OBJ_PIN, _OBJ_GET, _TEST_RUN, _PROGRAM_BY_ID, _INFO_BY_FD, _TAKE = 6, 7, 10, 13, 15, 21
-_LOOKUP_BATCH = 24
+_DELETE_BATCH = 27
 _MAP_CREATE, _ARRAY, _ARRAY_OF_MAPS = 0, 2, 12
 
 NOEXIST, EXIST = 1, 2
@@ -299,9 +299,37 @@ class Map:
             return False
         return True
 
+    def delete_all(self, keys: bytes) -> int:
+        """Delete those of a hash's entries whose keys stand here, one behind the other, and are
+        there; how many."""
+        whole = ctypes.create_string_buffer(keys, max(len(keys), 1))
+        size, place, deleted = self.info.key_size, 0, 0
+        while place < len(keys) // size:
+            left = len(keys) // size - place
+            batch = _attributes(
+                "QQQQIIQQ", 0, 0, _address(whole) + place * size, 0, left, self.descriptor, 0, 0
+            )
+            try:
+                _bpf(_DELETE_BATCH, batch)
+                return deleted + left
+            except FileNotFoundError:  # all before this one are
+                (count,) = struct.unpack_from("=I", batch.raw, 32)
+                deleted += count
+                place += count + 1
+        return deleted
+
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Entries of a hash, none twice. The caller may delete what it is given. Entries that come
         or go meanwhile may be missed; ends in bounded time however busy the map is."""
+        key_size, value_size = self.info.key_size, self.info.value_size
+        for keys, values in self.batches():
+            count = len(keys) // key_size
+            yield from zip(
+                _pieces(keys, key_size, count), _pieces(values, value_size, count), strict=True
+            )
+
+    def batches(self) -> Iterator[tuple[bytes, bytes]]:
+        """The same, many at a time: keys, and values, one behind the other."""
         room = min(self.info.max_entries, _BATCH)
         position = ctypes.create_string_buffer(4)  # among the hash's buckets
         begun, more = False, True
@@ -331,11 +359,7 @@ class Map:
                 continue
             begun = True
             (count,) = struct.unpack_from("=I", batch.raw, 32)
-            yield from zip(
-                _pieces(keys.raw, self.info.key_size, count),
-                _pieces(values.raw, self.info.value_size, count),
-                strict=True,
-            )
+            yield keys.raw[: count * self.info.key_size], values.raw[: count * self.info.value_size]
 
     def memory(self, *, writable: bool) -> mmap.mmap:
         """The values of an mmapable array, as the kernel itself sees them: each begins at a

@@ -8,14 +8,14 @@ or the transceiver's lease ends: a new process under the same id is there to tak
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 from loader.events import EventLog
 from loader.flows import FlowTable
 from loader.leases import write_lease, write_relay_drain
 from loader.maps import Maps
 from loader.shapes import Draining
-from loader.table import Drain, Lease, RouteTable
+from loader.table import Drain, Lease, Route, RouteTable
 
 __all__ = ["Drains"]
 
@@ -28,7 +28,7 @@ _LOOK_SECONDS = 1.0
 
 class Drains:
     """Begins drains, and ends what they have to end. Each is of the transceiver with that id, or,
-    without one, of the relay. *forget_routes* is called with the ufrags of routes that the table
+    without one, of the relay. *forget_routes* is called with routes of a lease that the table
     holds no more; `clock` gives monotonic seconds."""
 
     def __init__(
@@ -38,7 +38,7 @@ class Drains:
         flows: FlowTable,
         events: EventLog,
         *,
-        forget_routes: Callable[[Iterable[str]], None],
+        forget_routes: Callable[[Lease, Mapping[str, Route]], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._maps = maps
@@ -112,7 +112,7 @@ class Drains:
             left = next((lease for lease in self._leases(place) if lease.routes), None)
             if left and drain.until is not None and drain.until <= now:
                 drain.ended += len(left.routes)
-                self._forget_routes(self._table.end_routes(left))
+                self._forget_routes(left, self._table.end_routes(left))
                 return True
             if not left:
                 drain.over = True

@@ -1,12 +1,14 @@
 """What happened, for who watches: a bounded list of session-level facts, newest last. No I/O.
 
 A fact is told once and numbered. Who reads too slowly learns how many he has missed, and costs
-nobody else anything.
+nobody else anything. Numbers begin where no earlier agent's can have ended, so that who comes back
+to another agent than he left learns that, too.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 __all__ = ["KINDS", "Event", "EventLog"]
@@ -30,6 +32,7 @@ KINDS: dict[str, str] = {
     "refused": "packets dropped since the last word of it, by reason; of no session",
     "transceiver_unreachable": "there is no way to transceivers that there was, and why",
     "transceiver_reachable": "there is a way to them again",
+    "left_out": "of one second, so many more than are told, by kind",
     "interface_changed": "an interface went down, came up, lost or regained the program",
     "address_changed": "the kernel has lost, or has again, an address of the relay",
     "adopted": "an agent took over what an earlier one left",
@@ -49,20 +52,20 @@ class Event:
 
 
 class EventLog:
-    """The last `KEPT` events. *clock* gives Unix time; *on_event* is called with each."""
+    """The last `KEPT` events. *clock* gives Unix time."""
 
-    def __init__(
-        self, *, clock: Callable[[], float], on_event: Callable[[Event], None] | None = None
-    ) -> None:
+    def __init__(self, *, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._events: deque[Event] = deque(maxlen=KEPT)
-        self._next = 1
-        self._listeners: list[Callable[[Event], None]] = [on_event] if on_event else []
+        # A million a second for as long as the agent before was up, and exact in JavaScript.
+        self._first = self._next = (int(clock()) << 20) + 1
+        self._listeners: list[Callable[[Event], None]] = []
 
     def tell(self, kind: str, *, at: float | None = None, **facts: Any) -> Event:
         """Add an event; *at* if it happened earlier than now. Raises KeyError for no kind of
         `KINDS`."""
-        KINDS[kind]
+        if kind not in KINDS:
+            raise KeyError(kind)
         event = Event(self._next, self._clock() if at is None else at, kind, facts)
         self._next += 1
         self._events.append(event)
@@ -72,16 +75,26 @@ class EventLog:
 
     @property
     def last(self) -> int:
-        """The number of the last event; 0 if there was none."""
+        """The number of the last event, whether or not it was this log's."""
         return self._next - 1
 
-    def since(self, number: int) -> tuple[list[Event], int]:
-        """Events after that *number*, and how many of those are forgotten already."""
-        events = [event for event in self._events if event.number > number]
-        first = events[0].number if events else self._next
-        return events, max(0, first - number - 1)
+    def since(self, number: int) -> tuple[list[Event], int | None]:
+        """Events after that *number*, and how many of those are forgotten already; None if that is
+        not known, since the number is of another agent's. 0: all that are remembered."""
+        forgotten = self._next - len(self._events) - self._first
+        if not self._first - 1 <= number < self._next:
+            return list(self._events), None if number else forgotten
+        left = self._next - 1 - number
+        kept = islice(self._events, max(0, len(self._events) - left), None)
+        return list(kept), max(0, left - len(self._events))
 
     def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
-        """Call *listener* with each event to come, until what is returned is called."""
+        """Call *listener* with each event to come, until what is returned is called. It must not
+        raise, nor take long."""
         self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+
+        def stop() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return stop

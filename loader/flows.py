@@ -1,7 +1,8 @@
 """The agent's half of a slot's life: it closes flows, lets their ports rest, and frees them.
 
-The program's half is `bpf/slot.h`. Works on the mapped flow table, all of it at once: there
-may be a million slots, so that nothing here goes through them one by one.
+The program's half is `bpf/slot.h`. Works on the mapped flow table, many slots at once: there may
+be a million, so that nothing here goes through them one by one. What else is learned from a look
+at them all is `accounts`' and `sessions`'.
 """
 
 from collections.abc import Collection, Iterable
@@ -12,15 +13,34 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.maps import Maps
-from loader.routeids import Ids, RouteIds
+from loader.routeids import NO_ROUTE, Ids, RouteIds
 from loader.types import PORT_BITS, PORTS, TICK, TRANSCEIVERS, State, text_address
 
-__all__ = ["IDLE_SECONDS", "REST_SECONDS", "Flow", "FlowTable", "ticks"]
+__all__ = [
+    "IDLE_SECONDS",
+    "REST_SECONDS",
+    "Bools",
+    "Counts",
+    "Flow",
+    "FlowTable",
+    "Indexes",
+    "Reading",
+    "counts_of",
+    "elapsed",
+    "ticks",
+]
 
 IDLE_SECONDS = 30.0  # without a packet from the client: consent is gone (RFC 7675)
 REST_SECONDS = 10.0  # of a closed slot's port
 
+_PIECE = 1 << 15  # slots that are looked at without a pause: a millisecond or two
+_IDLE_TICKS = int(IDLE_SECONDS / TICK)
+_REST_TICKS = int(REST_SECONDS / TICK)
+
 Indexes = npt.NDArray[np.intp]
+Bools = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.uint64]
+"""Four rows: packets and bytes to the transceiver, packets and bytes to the client."""
 
 
 def ticks(now: float) -> int:
@@ -48,6 +68,30 @@ class Flow:
     to_client: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Slots that were in use at one moment, in arrays side by side, after what had to be closed
+    or freed is. `was_…` is what the reading before found at the same slot."""
+
+    moment: int  # tick
+    slot: Indexes
+    state: npt.NDArray[np.uint8]
+    live: Bools  # pending or established
+    route: Ids
+    next_route: Ids
+    since: npt.NDArray[np.uint32]  # tick
+    seen: npt.NDArray[np.uint32]  # tick
+    transceiver: npt.NDArray[np.uint16]
+    proven: Bools
+    counts: Counts
+    was_state: npt.NDArray[np.uint8]
+    was_route: Ids
+    was_proven: Bools
+    closed: Bools  # just now
+    expired: Bools  # of these, for being idle
+    freed: Bools  # just now, having rested
+
+
 class FlowTable:
     """All slots, over the maps. New ones are opened only at the configured ports of the configured
     inside addresses; those that an earlier agent's configuration left at others are closed and
@@ -61,6 +105,17 @@ class FlowTable:
         self._forward: npt.NDArray[Any] = maps.slots["to_transceiver"]
         self._back: npt.NDArray[Any] = maps.slots["to_client"]
         self._book: npt.NDArray[Any] = maps.slots["book"]
+        slots = len(maps.slots)
+        # Whether transceivers' packets to a slot still come to the program; if not, they are the
+        # kernel's, so that its flow goes one way only.
+        inside = np.zeros((slots // PORTS, PORTS), dtype=np.bool_)
+        inside[: self._inside, self._ports.start : self._ports.stop] = True
+        self._is_inside: Bools = inside.reshape(-1)
+        self.pieces = range(slots // _PIECE)
+        """Of the table: `sweep` takes one at a time."""
+        self._was_state = np.zeros(slots, dtype=np.uint8)
+        self._was_route = np.zeros(slots, dtype=np.uint32)
+        self._was_proven = np.zeros(slots, dtype=np.bool_)
 
     def rebuild_free(self) -> int:
         """Let just those slots be opened that are free; how many those are.
@@ -80,27 +135,28 @@ class FlowTable:
         return np.concatenate((self._book["route"][used], self._book["next_route"][used]))
 
     def close_routes(
-        self,
-        routes: Iterable[int],
-        *,
-        known: RouteIds,
-        now: float,
-        among: Iterable[int] | None = None,
+        self, routes: Ids, *, known: RouteIds, among: Iterable[int], now: float
     ) -> int:
-        """Close the flows of these ended routes (by id) at once; how many.
+        """Close the flows of these ended routes (by id) at once; how many. Only the slots *among*
+        these are looked at: those that the routes' entries in the map name.
 
-        A flow whose other route is *known* goes on with that: a stranger who had a request sent
-        in a client's name does not end the client's flow by hanging up. With *among*, only these
-        slots are looked at: those that a route's entry in the map names.
+        A flow whose other route is *known* goes on with that: a stranger who had a request sent in
+        a client's name does not end the client's flow by hanging up.
         """
-        ended = np.fromiter(routes, dtype=np.uint32)
-        mine = self._live() if among is None else self._live_of(among)
-        mine = mine[np.isin(self._book["route"][mine], ended)]
-        other = self._book["next_route"][mine]
+        live = self._live_of(among)
+        return self._end(live[np.isin(self._book["route"][live], routes)], known, now)
+
+    def close_orphans(self, known: RouteIds, *, now: float) -> int:
+        """The same of all flows whose route is not *known* any more, wherever they are."""
+        live = self._live()
+        return self._end(live[~known.known(self._book["route"][live])], known, now)
+
+    def _end(self, slots: Indexes, known: RouteIds, now: float) -> int:
+        other = self._book["next_route"][slots]
         goes_on = known.known(other)
-        self._book["route"][mine[goes_on]] = other[goes_on]
-        self._book["next_route"][mine[goes_on]] = 0
-        return self._close(mine[~goes_on], now)
+        self._book["route"][slots[goes_on]] = other[goes_on]
+        self._book["next_route"][slots[goes_on]] = NO_ROUTE
+        return self._close(slots[~goes_on], now)
 
     def close_all(self, *, now: float) -> int:
         """Close every flow; how many."""
@@ -115,25 +171,81 @@ class FlowTable:
         ends |= np.isin(live >> PORT_BITS, list(entries))
         return self._close(live[ends], now)
 
-    def sweep(self, known: RouteIds, *, now: float) -> int:
-        """Close flows that are idle, whose route is not *known*, or whose port is no longer an
-        inside port; free slots that have rested. How many flows were closed."""
+    def sweep(self, piece: int, known: RouteIds, *, now: float) -> Reading:
+        """Of a piece's slots: close flows that are idle, whose route is not *known*, or whose port
+        is no longer an inside port, and free slots that have rested."""
+        first = piece * _PIECE
+        state = self._forward["state"][first : first + _PIECE].copy()
+        used = np.flatnonzero(state)
+        # As one piece where it is one, which is read twice as fast.
+        whole = len(used) and used[-1] - used[0] + 1 == len(used)
+        slots = used + first
+        at: Any = slice(slots[0], slots[-1] + 1) if whole else slots
+
+        def read(array: npt.NDArray[Any], field: str) -> npt.NDArray[Any]:
+            return np.array(array[field][at])
+
         moment = ticks(now)
-        state = self._states()
-        resting = np.flatnonzero(state == State.CLOSING)
-        live = _live_in(state)
-        idle = _elapsed(moment, self._forward["seen"][live]) >= int(IDLE_SECONDS / TICK)
-        orphan = ~known.known(self._book["route"][live])
-        if orphan.any():
-            orphan[orphan] = ~known.known(self._book["next_route"][live[orphan]])
-        closed = self._close(live[idle | orphan | ~self._is_inside(live)], now)
-        rested = _elapsed(moment, self._book["since"][resting]) >= int(REST_SECONDS / TICK)
-        self._free(resting[rested])
-        return closed
+        book = {field: read(self._book, field) for field in ("route", "next_route", "since")}
+        reading = Reading(
+            moment=moment,
+            slot=slots,
+            state=state[used],
+            live=_is_live(state[used]),
+            **book,
+            seen=read(self._forward, "seen"),
+            transceiver=read(self._forward, "transceiver"),
+            proven=read(self._back, "proven").view(np.bool_),
+            counts=counts_of(self._forward[at], self._back[at]),
+            was_state=np.array(self._was_state[at]),
+            was_route=np.array(self._was_route[at]),
+            was_proven=np.array(self._was_proven[at]),
+            closed=np.zeros(len(slots), dtype=np.bool_),
+            expired=np.zeros(len(slots), dtype=np.bool_),
+            freed=np.zeros(len(slots), dtype=np.bool_),
+        )
+        self._follow_next_routes(reading, known)
+        self._judge(reading, known, self._is_inside[at], now)
+        state[used] = reading.state
+        self._was_state[first : first + _PIECE] = state
+        self._was_route[at] = reading.route
+        self._was_proven[at] = reading.proven & reading.live
+        return reading
+
+    def _follow_next_routes(self, reading: Reading, known: RouteIds) -> None:
+        """Flows whose route is gone, but not their other one, go on with that; another one that
+        is gone stands for nothing, and its id may come again."""
+        two = np.flatnonzero((reading.next_route != NO_ROUTE) & reading.live)
+        if not len(two):
+            return
+        there = known.known(reading.next_route[two])
+        goes_on = two[there & ~known.known(reading.route[two])]
+        reading.route[goes_on] = reading.next_route[goes_on]
+        over = np.concatenate((goes_on, two[~there]))
+        reading.next_route[over] = NO_ROUTE
+        self._book["route"][reading.slot[goes_on]] = reading.route[goes_on]
+        self._book["next_route"][reading.slot[over]] = NO_ROUTE
+
+    def _judge(self, reading: Reading, known: RouteIds, inside: Bools, now: float) -> None:
+        """Close what has to be closed, and free what has rested."""
+        moment = reading.moment
+        np.greater_equal(elapsed(moment, reading.seen), _IDLE_TICKS, out=reading.expired)
+        np.logical_and(reading.expired, reading.live, out=reading.expired)
+        stays = known.known(reading.route) & inside & ~reading.expired
+        np.greater(reading.live, stays, out=reading.closed)
+        ends = np.flatnonzero(reading.closed)
+        resting = np.flatnonzero(reading.state == State.CLOSING)
+        rested = elapsed(moment, reading.since[resting]) >= _REST_TICKS
+        reading.freed[resting[rested]] = True
+        self._close(reading.slot[ends], now)
+        self._free(reading.slot[resting[rested]])
+        reading.state[ends] = State.CLOSING
+        reading.state[resting[rested]] = State.FREE
+        reading.live[ends] = False
 
     def transceivers(self) -> set[int]:
         """Indexes of the transceivers that slots refer to."""
-        used = np.flatnonzero(self._states() != State.FREE)
+        used = np.flatnonzero(self._states())
         counts = np.bincount(self._forward["transceiver"][used], minlength=TRANSCEIVERS)
         return set(np.flatnonzero(counts).tolist())
 
@@ -198,17 +310,6 @@ class FlowTable:
         some = np.array(sorted(set(slots)), dtype=np.intp)
         return some[_live_in(self._forward["state"][some])]
 
-    def _is_inside(self, slots: Indexes) -> npt.NDArray[np.bool_]:
-        """Whether transceivers' packets to these slots still come to the program; if not, they
-        are the kernel's, so that the flow goes one way only."""
-        ports = slots % PORTS
-        within: npt.NDArray[np.bool_] = (
-            (slots < self._inside * PORTS)
-            & (ports >= self._ports.start)
-            & (ports < self._ports.stop)
-        )
-        return within
-
     def _close(self, slots: Indexes, now: float) -> int:
         self._book["since"][slots] = ticks(now)
         self._set_state(slots, State.CLOSING)
@@ -216,24 +317,37 @@ class FlowTable:
 
     def _free(self, slots: Indexes) -> None:
         self._set_state(slots, State.FREE)
-        self._maps.free_slots(slots[self._is_inside(slots)])
+        self._maps.free_slots(slots[self._is_inside[slots]])
 
     def _set_state(self, slots: Indexes, state: State) -> None:
         self._back["state"][slots] = state
         self._forward["state"][slots] = state
 
 
+_LIVE_STATES = np.uint8(State.ESTABLISHED - State.PENDING)
+
+
+def _is_live(state: npt.NDArray[np.uint8]) -> Bools:
+    live: Bools = state - np.uint8(State.PENDING) <= _LIVE_STATES  # that of 0 is 255
+    return live
+
+
 def _live_in(state: npt.NDArray[np.uint8]) -> Indexes:
-    return np.flatnonzero((state == State.PENDING) | (state == State.ESTABLISHED))
+    return np.flatnonzero(_is_live(state))
 
 
-def _elapsed(moment: int, then: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
+def counts_of(there: npt.NDArray[Any], back: npt.NDArray[Any]) -> Counts:
+    """Of so many slots' two halves."""
+    return np.stack([half[field] for half in (there, back) for field in ("packets", "bytes")])
+
+
+def elapsed(moment: int, then: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
     """Ticks from *then* to *moment*, negative if *then* is a little later (another CPU's clock)."""
     return (np.uint32(moment) - then).view(np.int32)
 
 
 def _flow(index: int, there: Any, back: Any, route: int, moment: int) -> Flow:
-    idle = _elapsed(moment, there["seen"].reshape(1))[0]
+    idle = elapsed(moment, there["seen"].reshape(1))[0]
     return Flow(
         slot=index,
         inside=index >> PORT_BITS,

@@ -4,6 +4,7 @@ look at the pinned maps without one."""
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from loader.accounts import Account
 from loader.addresses import endpoint
 from loader.flows import Flow
 from loader.maps import Counters, Interface, Rate
@@ -12,6 +13,7 @@ from loader.types import Inside, Settings, Transceiver, Vip, text_address
 __all__ = [
     "FLOWS_SHOWN",
     "Routed",
+    "picture_of_account",
     "picture_of_counters",
     "picture_of_flows",
     "picture_of_routes",
@@ -80,18 +82,27 @@ def _inside(entry: Inside) -> dict[bool, str]:
 
 
 def picture_of_routes(
-    routes: Iterable[Routed], *, slots: Mapping[int, list[int]]
+    routes: Iterable[Routed], *, slots: Mapping[int, list[int]], accounts: Iterable[Account]
 ) -> list[dict[str, Any]]:
-    """Of `GET /v1/routes`; *slots* by route id."""
+    """Of `GET /v1/routes`; *slots* by route id, *accounts* in the order of the routes."""
     return [
         {
             "ufrag": route.ufrag,
             "transceiver": route.transceiver,
             "checks": route.checks,
             "slots": slots.get(route.id, []),
+            **picture_of_account(account),
         }
-        for route in routes
+        for route, account in zip(routes, accounts, strict=True)
     ]
+
+
+def picture_of_account(account: Account) -> dict[str, dict[str, int]]:
+    """Of a route, or a transceiver."""
+    return {
+        "to_transceiver": _rate(account.to_transceiver),
+        "to_client": _rate(account.to_client),
+    }
 
 
 def picture_of_counters(counters: Counters, interfaces: Iterable[Interface]) -> dict[str, Any]:

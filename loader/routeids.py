@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["INDEXES", "NO_ROUTE", "Ids", "RouteIds", "index_of"]
+__all__ = ["INDEXES", "NO_ROUTE", "Ids", "RouteIds", "index_of", "indexes_of"]
 
 Ids = npt.NDArray[np.uint32]
 
@@ -30,6 +30,7 @@ INDEXES = 1 << INDEX_BITS
 """Places of an array by index; that of 0 stays empty."""
 
 _MASK = np.uint32(INDEXES - 1)
+_NOBODY = 1  # at index 0, since it is no id with that index
 _COUNTS = 1 << 32 - INDEX_BITS
 
 
@@ -38,11 +39,17 @@ def index_of(id: int) -> int:
     return id & (INDEXES - 1)
 
 
+def indexes_of(ids: Ids) -> npt.NDArray[np.intp]:
+    """The index in each id."""
+    return (ids & _MASK).astype(np.intp)
+
+
 class RouteIds:
     """The ids that are given out and not taken back."""
 
     def __init__(self) -> None:
         self._ids = np.zeros(INDEXES, dtype=np.uint32)
+        self._ids[0] = _NOBODY
         self._counts = np.full(INDEXES, _COUNTS - 1, dtype=np.uint16)  # of the last id
         self._free = np.zeros(INDEXES, dtype=np.uint32)  # a ring, from head to tail
         self._head = self._tail = 0
@@ -59,18 +66,23 @@ class RouteIds:
         return self._size
 
     def __contains__(self, id: int) -> bool:
-        return id != NO_ROUTE and (self._id_at[index_of(id)] == id or id in self._extras)
+        return self._id_at[index_of(id)] == id or id in self._extras
 
     def known(self, ids: Ids) -> npt.NDArray[np.bool_]:
         """Of each id whether it is given out."""
-        found: npt.NDArray[np.bool_] = self._ids.take(ids & _MASK) == ids
-        found &= ids != NO_ROUTE
+        found = self.placed(ids)
         if self._extras:
             found |= np.isin(ids, np.fromiter(self._extras, dtype=np.uint32))
         return found
 
+    def placed(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Of each id whether it is given out and has its index for itself: extras have not, so
+        that in arrays by index nothing is kept of them."""
+        found: npt.NDArray[np.bool_] = self._ids.take(ids & _MASK) == ids
+        return found
+
     def is_extra(self, id: int) -> bool:
-        """Whether another id stands at its index, or may: then it has no place in an array."""
+        """Whether it is one."""
         return id in self._extras
 
     def take(self) -> int | None:
@@ -110,7 +122,7 @@ class RouteIds:
         seen = seen[seen != NO_ROUTE]
         self._counts[seen & _MASK] = seen >> INDEX_BITS
         self._ids[given & _MASK] = given
-        self._ids[0] = NO_ROUTE
+        self._ids[0] = _NOBODY
         self._counts[given & _MASK] = given >> INDEX_BITS
         for id in given[self._ids[given & _MASK] != given].tolist():
             self._extras.add(id)
@@ -118,7 +130,7 @@ class RouteIds:
         # Where one place was not enough for all that are named.
         other = seen[self._counts[seen & _MASK] != seen >> INDEX_BITS]
         self._named = set(other.tolist())
-        self._size = int(np.count_nonzero(self._ids)) + len(self._extras)
+        self._size = int(np.count_nonzero(self._ids[1:])) + len(self._extras)
         self._find_free(after=seen & _MASK)
 
     def _find_free(self, after: Ids | None = None) -> None:

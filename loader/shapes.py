@@ -215,26 +215,29 @@ class RoutesQuery(_Asked, frozen=True, kw_only=True):
     ] = None
 
 
+class Rate(_Told, frozen=True, kw_only=True):
+    """A count of packets and of their bytes (IP packets)."""
+
+    packets: Count
+    bytes: Count
+
+
 class Route(_Told, frozen=True, kw_only=True):
-    """A route, and the slots of its living flows."""
+    """A route, the slots of its living flows, and what all flows that it has had have carried,
+    as far as this agent knows."""
 
     ufrag: Ufrag
     transceiver: Id
     checks: bool
     slots: list[Count]
+    to_transceiver: Rate
+    to_client: Rate
 
 
 class Routes(_Told, frozen=True, kw_only=True):
     """Routes."""
 
     routes: list[Route]
-
-
-class Rate(_Told, frozen=True, kw_only=True):
-    """A count of packets and of their bytes (IP packets)."""
-
-    packets: Count
-    bytes: Count
 
 
 class Flow(_Told, frozen=True, kw_only=True):

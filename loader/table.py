@@ -13,9 +13,12 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from loader.maps import ufrag_key
 from loader.problems import Refused, quoted
-from loader.routeids import INDEXES, Ids, RouteIds, index_of
+from loader.routeids import INDEXES, Ids, RouteIds, index_of, indexes_of
 
 __all__ = [
     "GRACE_SECONDS",
@@ -109,6 +112,7 @@ class RouteTable:
         self._ufrags: dict[str, Lease] = {}
         self._ufrag_at: list[str | None] = [None] * INDEXES
         self._extra_ufrags: dict[int, str] = {}
+        self._checks_at = np.zeros(INDEXES, dtype=np.bool_)
         self._free = list(range(indexes))  # a heap of transceivers' indexes
         self._resting: set[int] = set()
         self._superseded: dict[int, None] = {}  # in the order in which they were
@@ -148,6 +152,10 @@ class RouteTable:
             return self._extra_ufrags[id]
         return self._ufrag_at[index_of(id)]
 
+    def makes_checks(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Of each route that `RouteIds.placed` is true of, whether its transceiver does."""
+        return self._checks_at[indexes_of(ids)]
+
     def adopt(
         self,
         leases: Iterable[Lease],
@@ -168,7 +176,7 @@ class RouteTable:
             routes.extend(lease.routes.items())
         self.ids.adopt([route.id for _, route in routes], named=named)
         for ufrag, route in routes:
-            self._place(route.id, ufrag)
+            self._place(ufrag, route)
         taken = {lease.index for lease in self._leases.values()}
         self._resting = set(resting) - taken
         self._free = [each for each in self._free if each not in taken | self._resting]
@@ -225,6 +233,11 @@ class RouteTable:
         for lease in ended:
             self._end(lease)
         return ended
+
+    def prolong(self, seconds: float) -> None:
+        """Every lease ends so much later."""
+        for lease in self._leases.values():
+            lease.expires += seconds
 
     def release_index(self, index: int) -> None:
         """Let an ended lease's index be used again: no slot refers to it any more."""
@@ -284,21 +297,18 @@ class RouteTable:
             )
         id = self.ids.take()
         if id is None:
-            raise Refused(
-                "route-map-full",
-                f"the relay holds {len(self.ids)} routes, and no more",
-            )
+            raise Refused("route-map-full", f"the relay holds {len(self.ids)} routes, its most")
         route = Route(id, checks)
         lease.routes[ufrag] = route
         self._ufrags[ufrag] = lease
-        self._place(id, ufrag)
+        self._place(ufrag, route)
         return route
 
-    def end_routes(self, lease: Lease) -> list[str]:
-        """End all routes of a lease that stays; their ufrags."""
-        ended = list(lease.routes)
-        for ufrag in ended:
-            self._forget(ufrag, lease.routes.pop(ufrag))
+    def end_routes(self, lease: Lease) -> dict[str, Route]:
+        """End all routes of a lease that stays; which they were."""
+        ended, lease.routes = lease.routes, {}
+        for ufrag, route in ended.items():
+            self._forget(ufrag, route)
         return ended
 
     def quota(self, lease: Lease) -> int:
@@ -342,11 +352,12 @@ class RouteTable:
         if len(self._superseded) > MAX_SUPERSEDED:
             del self._superseded[next(iter(self._superseded))]
 
-    def _place(self, id: int, ufrag: str) -> None:
-        if self.ids.is_extra(id):
-            self._extra_ufrags[id] = ufrag
+    def _place(self, ufrag: str, route: Route) -> None:
+        if self.ids.is_extra(route.id):
+            self._extra_ufrags[route.id] = ufrag
         else:
-            self._ufrag_at[index_of(id)] = ufrag
+            self._ufrag_at[index_of(route.id)] = ufrag
+            self._checks_at[index_of(route.id)] = route.checks
 
     def _forget(self, ufrag: str, route: Route) -> None:
         del self._ufrags[ufrag]

@@ -3,6 +3,9 @@
 import time
 from pathlib import Path
 
+import numpy as np
+
+from loader.accounts import Accounts, accounts_of
 from loader.flows import FlowTable
 from loader.maps import DEFAULT_PINS, Maps
 from loader.picture import (
@@ -12,6 +15,7 @@ from loader.picture import (
     picture_of_flows,
     picture_of_routes,
 )
+from loader.routeids import RouteIds
 from loader.types import ROUTE_NO_CHECKS
 from tools.rates import Snapshot
 
@@ -19,14 +23,16 @@ __all__ = ["look", "route_count", "vip_ports"]
 
 
 def look(pins: Path = DEFAULT_PINS) -> Snapshot:
-    """One picture; of very many flows, only those of the lowest slots. Raises ShuntError if no
-    relay is loaded, or one of another version."""
+    """One picture; of very many flows, only those of the lowest slots, and of what routes have
+    carried only what their present slots have. Raises ShuntError if no relay is loaded, or one of
+    another version."""
     with Maps(pins) as maps:
         now = time.monotonic()
         transceivers = dict(maps.transceivers())
         ids = {i: bytes(each.id).rstrip(b"\0").decode() for i, each in transceivers.items()}
         table = FlowTable(maps)
         routes = list(maps.routes())
+        route_ids = np.array([route.id for _ufrag, route in routes], dtype=np.uint32)
         return Snapshot(
             at=now,
             routes=picture_of_routes(
@@ -40,6 +46,7 @@ def look(pins: Path = DEFAULT_PINS) -> Snapshot:
                     for ufrag, route in routes
                 ),
                 slots=table.slots_by_route(),
+                accounts=accounts_of(Accounts(maps.slots, RouteIds()).of_routes(route_ids)),
             ),
             flows=picture_of_flows(
                 table.flows(now=now, limit=FLOWS_SHOWN),

@@ -76,6 +76,13 @@ def maps(pins: Path) -> Iterator[Maps]:
         yield opened
 
 
+@pytest.fixture
+def many_ports(maps: Maps) -> Maps:
+    """The maps, with more ports than usual: 20000 to 23999."""
+    maps.configure(settings(last_port=23999))
+    return maps
+
+
 def empty(maps: Maps) -> None:
     """Bring the maps back to their first state, counters apart."""
     for ufrag, _route in list(maps.routes()):

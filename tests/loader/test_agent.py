@@ -668,11 +668,17 @@ def test_ids_and_indexes_that_slots_still_name_are_not_given_out_again(start: St
 
 
 def test_flows_of_the_same_settings_live_on(start: Start) -> None:
-    async def story(agent: Agent) -> None:
+    async def before(agent: Agent) -> None:
+        index = await register(agent)
+        agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
+        id = route_id(start.maps, "abcd")
+        put(start.maps, 20001, route=id, seen=start.clock.now, transceiver=index)
+
+    async def after(agent: Agent) -> None:
         assert state(start.maps, 20001) is State.ESTABLISHED
 
-    put(start.maps, 20001)
-    start(story)
+    start(before)
+    start(after)
 
 
 OTHER_VIP = Vip("198.18.0.2", 3478)

@@ -139,8 +139,12 @@ async def test_a_route_is_in_the_map_when_its_201_arrives_and_gone_with_204(
 
     await client.add_route(ufrag, transceiver="x1", instance=INSTANCE)
     assert ufrags(shared_maps) == {ufrag}
+    nothing = {"packets": 0, "bytes": 0}
     assert (await client.routes())["routes"] == [
-        {"ufrag": ufrag, "transceiver": "x1", "checks": True, "slots": []}
+        {
+            **{"ufrag": ufrag, "transceiver": "x1", "checks": True, "slots": []},
+            **{"to_transceiver": nothing, "to_client": nothing},
+        }
     ]
 
     await client.remove_route(ufrag, instance=INSTANCE)
@@ -157,6 +161,7 @@ async def test_removing_a_route_closes_its_flows_at_once(
         await asyncio.to_thread(knock, shared_agent, "abcd")
     (route,) = (await client.routes(transceiver="x1"))["routes"]
     assert len(route["slots"]) == 3
+    assert route["to_transceiver"]["packets"] == 3
     assert all(FIRST_PORT <= port <= LAST_PORT for port in route["slots"])
 
     await client.remove_route("abcd", instance=INSTANCE)

@@ -54,9 +54,16 @@ def test_flows_and_routes_are_told_as_the_agent_tells_them(relay: Maps, pins: Pa
 
     seen = pinned.look(pins)
 
+    nothing, length = {"packets": 0, "bytes": 0}, len(frame(binding_request("abcd"))) - 14
     assert sorted(seen.routes, key=lambda route: route["ufrag"]) == [
-        {"ufrag": "abcd", "transceiver": "t1", "checks": True, "slots": [FIRST_PORT]},
-        {"ufrag": "efgh", "transceiver": "t1", "checks": False, "slots": []},
+        {
+            **{"ufrag": "abcd", "transceiver": "t1", "checks": True, "slots": [FIRST_PORT]},
+            **{"to_transceiver": {"packets": 1, "bytes": length}, "to_client": nothing},
+        },
+        {
+            **{"ufrag": "efgh", "transceiver": "t1", "checks": False, "slots": []},
+            **{"to_transceiver": nothing, "to_client": nothing},
+        },
     ]
     (flow,) = seen.flows
     length = len(frame(binding_request("abcd"))) - 14

@@ -27,14 +27,14 @@ import sys, time
 from pathlib import Path
 from loader.housekeeping import Housekeeping
 from tools.cli import main
-trouble, sweep = Path(sys.argv[1]), Housekeeping.sweep
-def troubled_sweep(self):
+trouble, steps = Path(sys.argv[1]), Housekeeping.steps
+def troubled_steps(self):
     if trouble.exists():
         if trouble.read_text() == "die":
             raise RuntimeError("the sweep has a bug")
         time.sleep(3600)
-    return sweep(self)
-Housekeeping.sweep = troubled_sweep
+    return steps(self)
+Housekeeping.steps = troubled_steps
 sys.exit(main(sys.argv[sys.argv.index("tools") + 1:]))
 """
 
@@ -293,7 +293,7 @@ def test_one_that_stands_still_is_not_said_to_live_and_says_where_it_stood(
 
     agent.process.send_signal(signal.SIGABRT)  # as systemd does
     assert agent.process.wait(timeout=5) == -signal.SIGABRT
-    assert "in troubled_sweep" in (tmp_path / "agent.log").read_text()
+    assert "in troubled_steps" in (tmp_path / "agent.log").read_text()
 
 
 def test_one_whose_loop_dies_ends_with_the_trace(
@@ -307,7 +307,7 @@ def test_one_whose_loop_dies_ends_with_the_trace(
     assert agent.process.wait(timeout=5) == 1
     said = (tmp_path / "agent.log").read_text()
     assert "Traceback" in said
-    assert "in troubled_sweep" in said
+    assert "in troubled_steps" in said
     assert systemd.listen()[-1] == {
         "STATUS": "ended by a bug: RuntimeError('the sweep has a bug')",
         "STOPPING": "1",

@@ -429,7 +429,7 @@ def test_ended_routes_leave_the_lease_and_nothing_else(table: RouteTable) -> Non
     for ufrag in ("abcd", "efgh"):
         add_route(table, ufrag)
 
-    assert table.end_routes(lease) == ["abcd", "efgh"]
+    assert list(table.end_routes(lease)) == ["abcd", "efgh"]
     assert (lease.routes, table.owner("abcd"), len(table.ids)) == ({}, None, 0)
     assert table.leases() == [lease]
 
