@@ -171,6 +171,24 @@ def bad(facts: Facts) -> list[tuple[str, Finding]]:
         with_interfaces(VIRTIO),
         with_interfaces(replace(NIC, features=None), replace(VETH, features=None)),
         with_interfaces(replace(NIC, mtu=3498)),
+        with_interfaces(replace(NIC, features=0b011), VETH),
+        with_interfaces(
+            replace(
+                VETH,
+                features=None,
+                peer=replace(PEER, offloads={}, xdp=Xdp(Mode.NATIVE, 5, "xdp_pass")),
+            )
+        ),
+        with_interfaces(
+            replace(
+                NIC,
+                driver="ena",
+                mtu=3498,
+                channels=Channels(combined=8, max_combined=8),
+                offloads={"rx-lro": Offload(True)},
+                xdp=Xdp(Mode.NATIVE, 77, "shunt"),
+            )
+        ),
         with_interfaces(replace(VETH, peer=replace(PEER, mtu=3506))),
         with_interfaces(
             replace(VETH, peer=replace(PEER, mtu=9000)), host=replace(HOST, page=65536)
@@ -343,6 +361,10 @@ FAILURE, WARNING, UNKNOWN = Verdict.FAILURE, Verdict.WARNING, Verdict.UNKNOWN
                 replace(NIC, features=0b011, xdp=Xdp(Mode.NATIVE, 77, "shunt")),
                 VETH,
             ),
+            *("redirect", FAILURE, "another NIC"),
+        ),
+        (
+            with_interfaces(replace(NIC, features=0b101), VETH),
             *("redirect", FAILURE, "another NIC"),
         ),
         (
@@ -522,6 +544,16 @@ def test_what_is_wrong_is_found_with_its_cure(
 
     assert worst, findings(facts, check)
     assert all(cure in each.cure for each in worst)
+
+
+def test_what_is_attached_in_generic_mode_is_still_told_why() -> None:
+    generic = Xdp(Mode.GENERIC, 77, "shunt")
+    ena = replace(NIC, driver="ena", channels=Channels(combined=8, max_combined=8))
+
+    (finding, _) = findings(attached(generic, ena), "attached")
+
+    assert "8 queues of 8" in finding.found
+    assert finding.cure == "sudo ethtool -L eth0 combined 4"
 
 
 def test_of_virtio_only_what_the_guest_cannot_turn_off_is_wrong() -> None:

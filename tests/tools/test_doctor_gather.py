@@ -16,6 +16,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from loader.types import Mode
 from tests.loader.test_datapath import load_a_strangers_program
+from tests.loader.test_links import message, vlan
 from tools import netns
 from tools.doctor.checks import examine
 from tools.doctor.checks.drivers import mtu_limit
@@ -23,8 +24,10 @@ from tools.doctor.facts import Facts, InterfaceFacts, Peer, Plan, Socket
 from tools.doctor.findings import Finding, Verdict
 from tools.doctor.gather import facts_of_this_host
 from tools.doctor.gather.addresses import bound_sockets, port_ranges
+from tools.doctor.gather.ethtool import Driver, driver_of
 from tools.doctor.gather.host import bcc_on
-from tools.doctor.gather.interfaces import virtio_bits
+from tools.doctor.gather.interfaces import look_at, virtio_bits
+from tools.doctor.gather.xdp_features import xdp_features
 
 T = TypeVar("T")
 
@@ -297,7 +300,24 @@ def test_nothing_is_changed(cable: Cable) -> None:
     assert not NOWHERE.exists()
 
 
+def test_a_kernel_that_does_not_tell_is_no_trouble(caplog: pytest.LogCaptureFixture) -> None:
+    assert xdp_features(family="nosuchfamily") == {}
+    assert caplog.records == []
+
+
 # What needs no kernel.
+
+
+def test_a_vlan_brings_its_parent_along() -> None:
+    links = [message(70001, "trunk"), vlan(70002, "trunk.7", below=70001, id=7)]
+
+    found, missing = look_at(links, ["trunk.7", "gone"])
+
+    assert [(i.name, i.below, i.vlans) for i in found] == [
+        ("trunk.7", "trunk", ()),
+        ("trunk", "", ("trunk.7",)),
+    ]
+    assert missing == ("gone",)
 
 
 def test_pypis_bcc_is_told_from_bcc(tmp_path: Path) -> None:
@@ -321,6 +341,13 @@ def test_no_bcc_and_a_module_of_that_name_are_no_bcc(tmp_path: Path) -> None:
 
     assert bcc_on([str(tmp_path)]).module == str(tmp_path / "bcc.py")
     assert not bcc_on([str(tmp_path)]).genuine
+
+
+def test_a_driver_tells_where_its_device_is() -> None:
+    fields = (b"virtio_net", b"1.0.0", b"", b"0000:00:03.0")
+    info = bytes(4) + b"".join(field.ljust(32, b"\0") for field in fields) + bytes(64)
+
+    assert driver_of(info) == Driver("virtio_net", "0000:00:03.0")
 
 
 def test_bits_of_a_virtio_device_are_numbered_from_the_left() -> None:

@@ -6,6 +6,7 @@ but the queues' locking end in generic mode, as the agent falls back to it.
 
 from dataclasses import dataclass
 
+from loader.types import Mode
 from tools.doctor.facts import HostFacts, InterfaceFacts
 
 __all__ = [
@@ -73,6 +74,11 @@ def at_peer(interface: InterfaceFacts, command: str) -> str:
     return f"sudo {enter}{command.replace('PEER', peer.name)}"
 
 
+def _is_native(interface: InterfaceFacts) -> bool:
+    """Whether it carries a program natively: then its driver has had nothing against it."""
+    return interface.xdp.mode is Mode.NATIVE
+
+
 def mtu_limit(driver: str, page: int) -> int | None:
     """The largest MTU with which the driver takes a program that knows no fragments, None if we
     have not read its source. Of a veth, it is the peer's MTU that counts."""
@@ -92,6 +98,8 @@ def mtu_limit(driver: str, page: int) -> int | None:
 def mtu_obstacle(host: HostFacts, interface: InterfaceFacts) -> Obstacle | None:
     """Packets longer than the driver can hold in one piece."""
     limit = mtu_limit(interface.driver, host.page)
+    if _is_native(interface):
+        return None
     if interface.driver == "veth":
         if interface.peer is None or limit is None or interface.peer.mtu <= limit:
             return None
@@ -110,11 +118,12 @@ def mtu_obstacle(host: HostFacts, interface: InterfaceFacts) -> Obstacle | None:
 
 def offload_obstacle(interface: InterfaceFacts) -> Obstacle | None:
     """Received packets that are put together, or not checked, before XDP sees them."""
+    if _is_native(interface):
+        return None
     if interface.virtio is not None:
         return _virtio_obstacle(interface.virtio)
     lro = (interface.offloads or {}).get("rx-lro")
-    # mlx5 answers EINVAL, gve EOPNOTSUPP, and others turn it off by themselves or join packets
-    # that are not one: xdp-tools#327 is what such an EINVAL looks like.
+    # mlx5: "can't set XDP while LRO is on"; gve: "XDP is not supported when LRO is on". In dmesg.
     if lro and lro.on:
         return Obstacle(
             "LRO is on: packets are joined before XDP sees them, and drivers refuse (EINVAL, "
@@ -130,12 +139,13 @@ def _virtio_obstacle(features: frozenset[int]) -> Obstacle | None:
     # by itself; else ethtool shows them as fixed, and only the hypervisor can.
     offloads = [name for bit, name in _GUEST_OFFLOADS.items() if bit in features]
     if offloads and _CTRL_GUEST_OFFLOADS not in features:
-        off = ",".join(f"guest_{name}=off" for name in offloads)
+        qemus = ",".join(f"guest_{name}=off" for name in offloads)
+        libvirts = " ".join(f"{name}='off'" for name in offloads)
         return Obstacle(
             f"the hypervisor hands over unfinished packets (guest {', '.join(offloads)}) and lets "
             "the guest not turn that off (EOPNOTSUPP)",
-            f"On the hypervisor: qemu … -device virtio-net-pci,…,{off}  # or, in libvirt: "
-            f"<driver><guest {' '.join(f'{name}={chr(39)}off{chr(39)}' for name in offloads)}/>",
+            f"On the hypervisor: qemu … -device virtio-net-pci,…,{qemus}  # or, in libvirt: "
+            f"<driver><guest {libvirts}/>",
         )
     # xdp-tutorial#275, oxdpus#2: "XDP expects header/data in single page, any_header_sg required".
     if _MRG_RXBUF in features and not features & {_ANY_LAYOUT, _VERSION_1}:
@@ -150,7 +160,7 @@ def _virtio_obstacle(features: frozenset[int]) -> Obstacle | None:
 def queue_obstacle(interface: InterfaceFacts) -> Obstacle | None:
     """Too few queues for those that XDP wants for itself, or, on a veth, for its other end's."""
     have, name = interface.channels, interface.name
-    if have is None or interface.xdp.id:
+    if have is None or _is_native(interface):
         return None
     if interface.driver == "veth":
         theirs = interface.peer and interface.peer.channels
@@ -189,7 +199,7 @@ def locked_queues(host: HostFacts, interface: InterfaceFacts) -> Obstacle | None
     have = interface.channels
     if interface.driver != "virtio_net" or have is None:
         return None
-    with_xdp = have.combined + (0 if interface.xdp.id else host.cpus)
+    with_xdp = have.combined + (0 if _is_native(interface) else host.cpus)
     enough = with_xdp <= have.max_combined and with_xdp > host.cpus
     if enough:
         return None
@@ -198,7 +208,7 @@ def locked_queues(host: HostFacts, interface: InterfaceFacts) -> Obstacle | None
         f"at most {have.max_combined} queue pair{'s' if have.max_combined != 1 else ''}, and XDP "
         f"wants one for each of {host.cpus} CPUs beside those in use: they take turns at sending",
         f"sudo ethtool -L {interface.name} combined {spare}"
-        if spare > 0 and not interface.xdp.id
+        if spare > 0 and not _is_native(interface)
         else f"On the hypervisor: qemu … -netdev tap,…,queues={2 * host.cpus} -device "
         f"virtio-net-pci,…,mq=on,vectors={4 * host.cpus + 2}  # or, in libvirt: "
         f"<driver queues='{2 * host.cpus}'/>",

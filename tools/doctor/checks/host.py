@@ -39,7 +39,7 @@ def _kernel(host: HostFacts) -> Finding:
     return failure(
         f"Linux {host.release} is older than {OLDEST[0]}.{OLDEST[1]}, the oldest that the program "
         "was loaded on",
-        "sudo apt install linux-image-amd64  # Debian 12 or newer, Ubuntu 24.04; then reboot",
+        "sudo apt install linux-image-$(dpkg --print-architecture)  # Debian 12 or newer; reboot",
     )
 
 

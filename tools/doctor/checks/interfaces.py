@@ -68,16 +68,16 @@ def _redirect(facts: Facts, interface: InterfaceFacts) -> Finding:
         return _redirect_into_veth(interface)
     if interface.features is None:
         return not_applicable("this kernel does not tell: Linux does since 6.3")
+    if sum(not each.below for each in facts.interfaces) < 2:
+        return not_applicable("the only interface: packets leave by XDP_TX")
+    cure = "Use another NIC, or one interface for both sides."
+    if interface.features & drivers.BASIC and not interface.features & drivers.REDIRECT:
+        return failure(f"{interface.driver} cannot redirect what it receives", cure)
     if interface.features & drivers.NDO_XMIT:
         return ok("takes redirected packets")
     if interface.xdp.mode is not Mode.NATIVE:
         return not_applicable("not attached; most drivers make ready for it only then")
-    if sum(not each.below for each in facts.interfaces) < 2:
-        return not_applicable("the only interface: packets leave by XDP_TX")
-    return failure(
-        f"{interface.driver} takes no redirected packets, neither with a program of its own",
-        "Use another NIC, or one interface for both sides.",
-    )
+    return failure(f"{interface.driver} takes no redirected packets, attached as it is", cure)
 
 
 def _redirect_into_veth(interface: InterfaceFacts) -> Finding:

@@ -18,11 +18,13 @@ def facts_of_this_host(
     plan: Plan | None = None,
     pins: Path = DEFAULT_PINS,
     agent: str = DEFAULT_SOCKET,
+    moment: float = 1.0,
 ) -> Facts:
     """Look at everything. *names*: the interfaces to look at; without any, those of the *plan*,
     or of the relay that is pinned, or those that look like a relay's. *plan*: what the relay is
-    to be, if not what is pinned. *agent*: its socket. Takes a second if a relay is loaded."""
-    found = relay.pinned(pins)
+    to be, if not what is pinned. *agent*: its socket. *moment*: seconds for which a relay's
+    counters are watched."""
+    found = relay.pinned(pins, moment=moment)
     plan = plan or (found.loaded.plan if found.loaded else Plan())
     links = interfaces.all_links()
     carriers = tuple(i.ifindex for i in found.loaded.interfaces) if found.loaded else ()

@@ -6,11 +6,11 @@ import struct
 from ctypes import addressof, create_string_buffer
 from dataclasses import dataclass
 
-from pyroute2.ethtool.ioctl import IoctlEthtool, NotSupportedError
+from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool
 
 from tools.doctor.facts import Channels, Offload
 
-__all__ = ["Driver", "channels", "driver", "offloads"]
+__all__ = ["Driver", "channels", "driver", "driver_of", "offloads"]
 
 _SIOCETHTOOL, _GDRVINFO = 0x8946, 0x00000003
 _OFFLOADS = ("rx-gro", "rx-gro-hw", "rx-lro", "rx-vlan-hw-parse", "tx-vlan-hw-insert")
@@ -33,7 +33,12 @@ def driver(interface: str) -> Driver:
             fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
         except OSError:
             return Driver()
-    name, bus = struct.unpack_from("4x32s64x32s", info.raw)
+    return driver_of(info.raw)
+
+
+def driver_of(info: bytes) -> Driver:
+    """Of a `struct ethtool_drvinfo`: name, version, firmware and bus, of 32 bytes each."""
+    name, bus = struct.unpack_from("4x32s64x32s", info)
     return Driver(_text(name), _text(bus))
 
 
@@ -46,7 +51,7 @@ def offloads(interface: str) -> dict[str, Offload] | None:
     tool = IoctlEthtool(interface)
     try:
         features = tool.get_features()
-    except (OSError, NotSupportedError):
+    except (OSError, EthtoolError):
         return None
     finally:
         tool.close()
@@ -62,7 +67,7 @@ def channels(interface: str) -> Channels | None:
     tool = IoctlEthtool(interface)
     try:
         found = tool.get_channels()
-    except (OSError, NotSupportedError):
+    except (OSError, EthtoolError):
         return None
     finally:
         tool.close()

@@ -17,10 +17,8 @@ from tools.doctor.facts import AgentFacts, Loaded, Plan, RelayFacts
 
 __all__ = ["ask_agent", "pinned"]
 
-_A_MOMENT = 1.0  # seconds between two readings of the counters
 
-
-def pinned(pins: Path, *, moment: float = _A_MOMENT) -> RelayFacts:
+def pinned(pins: Path, *, moment: float) -> RelayFacts:
     """What is pinned at *pins*. *moment*: how long to watch the counters, in seconds."""
     try:
         versions = tuple(sorted(entry.name for entry in pins.iterdir() if entry.is_dir()))

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST, genlmsg
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.generic import GenericNetlinkSocket
+from pyroute2.netlink.generic import AsyncGenericNetlinkSocket, GenericNetlinkSocket
 
 __all__ = ["xdp_features"]
 
@@ -21,15 +21,19 @@ class _Device(genlmsg):  # type: ignore[misc]  # pyroute2 has no types
     )
 
 
+class _Asynchronous(AsyncGenericNetlinkSocket):  # type: ignore[misc]
+    module_err_level = "debug"  # that an old kernel does not tell is no error
+
+
 class _Socket(GenericNetlinkSocket):  # type: ignore[misc]
-    """Says nothing at all of a kernel that has no such family."""
+    async_class = _Asynchronous
 
 
-def xdp_features() -> dict[int, int]:
-    """Bits of `enum netdev_xdp_act` by ifindex; empty if the kernel does not tell."""
+def xdp_features(family: str = "netdev") -> dict[int, int]:
+    """Bits of `enum netdev_xdp_act` by ifindex; empty of a kernel without such a *family*."""
     socket = _Socket()
     try:
-        socket.bind("netdev", _Device)
+        socket.bind(family, _Device)
         request = _Device()
         request["cmd"], request["version"] = _DEV_GET, 1
         return {
