@@ -27,6 +27,7 @@ from tools.doctor.gather.addresses import bound_sockets, port_ranges
 from tools.doctor.gather.ethtool import Driver, driver_of
 from tools.doctor.gather.host import bcc_on
 from tools.doctor.gather.interfaces import look_at, virtio_bits
+from tools.doctor.gather.relay import pinned
 from tools.doctor.gather.xdp_features import xdp_features
 
 T = TypeVar("T")
@@ -133,6 +134,15 @@ def test_its_other_end_is_seen_in_another_namespace(cable: Cable) -> None:
     assert (peer.name, peer.where, peer.mtu) == ("far", OUTSIDE, 1400)
     assert peer.offloads["tx-vlan-hw-insert"].on
     assert peer.channels is not None
+
+
+def test_a_name_that_leads_to_no_namespace_keeps_nobody_from_looking(cable: Cable) -> None:
+    leftover = netns.RUN_DIR / f"0-{OUTSIDE}"  # before all others
+    leftover.touch()
+    try:
+        assert cable.peer().name == "far"
+    finally:
+        leftover.unlink()
 
 
 def test_its_other_end_is_seen_in_this_namespace(cable: Cable) -> None:
@@ -341,6 +351,16 @@ def test_no_bcc_and_a_module_of_that_name_are_no_bcc(tmp_path: Path) -> None:
 
     assert bcc_on([str(tmp_path)]).module == str(tmp_path / "bcc.py")
     assert not bcc_on([str(tmp_path)]).genuine
+
+
+def test_only_versions_are_versions(tmp_path: Path) -> None:
+    """A relay that is just being loaded, or an earlier version's, is none of ours."""
+    for name in ("v1", "next", "v1-old"):
+        (tmp_path / name).mkdir()
+
+    found = pinned(tmp_path, moment=0)
+
+    assert (found.versions, found.loaded, found.why) == (("v1",), None, "")
 
 
 def test_a_driver_tells_where_its_device_is() -> None:

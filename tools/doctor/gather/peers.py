@@ -56,9 +56,13 @@ def _peer(index: int, *, where: str) -> Peer | None:
     )
 
 
-def _id_of(netlink: IPRoute, descriptor: int) -> int:
-    """What our namespace calls the one behind *descriptor*; 2^32 - 1 if it has no name for it."""
-    id: int = netlink.get_netnsid(fd=descriptor)["nsid"]
+def _id_of(netlink: IPRoute, descriptor: int) -> int | None:
+    """What our namespace calls the one behind *descriptor*; 2^32 - 1 if it has no name for it, None
+    if that is no namespace, or not yet: `ip netns add` makes the file first."""
+    try:
+        id: int = netlink.get_netnsid(fd=descriptor)["nsid"]
+    except NetlinkError:
+        return None
     return id
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +18,18 @@ from tools.doctor.facts import AgentFacts, Loaded, Plan, RelayFacts
 
 __all__ = ["ask_agent", "pinned"]
 
+_VERSION = re.compile(r"v\d+")  # beside which there is what is being loaded
+
 
 def pinned(pins: Path, *, moment: float) -> RelayFacts:
     """What is pinned at *pins*. *moment*: how long to watch the counters, in seconds."""
     try:
-        versions = tuple(sorted(entry.name for entry in pins.iterdir() if entry.is_dir()))
+        names = sorted(entry.name for entry in pins.iterdir() if entry.is_dir())
     except FileNotFoundError:
         return RelayFacts(pins=pins)
     except PermissionError:
         return RelayFacts(pins=pins, versions=None)
+    versions = tuple(name for name in names if _VERSION.fullmatch(name))
     programs = frozenset(int(entry.name.removeprefix(PARTS)) for entry in pins.glob(f"*/{PARTS}*"))
     found = RelayFacts(pins=pins, versions=versions, programs=programs)
     if PIN_VERSION not in versions:
