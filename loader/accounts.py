@@ -130,10 +130,9 @@ class Accounts:
 
     # What is asked.
 
-    def of_transceiver(self, index: int) -> Account:
-        """All since its index came to it, as the last pass found it."""
-        (account,) = accounts_of(self._totals[:, index : index + 1])
-        return account
+    def of_transceivers(self, indexes: Iterable[int]) -> Iterator[Account]:
+        """Of each, all since its index came to it, as the last pass found it."""
+        return accounts_of(self._totals[:, list(indexes)])
 
     def forget_transceiver(self, index: int) -> None:
         """The index will be another's."""

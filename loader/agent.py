@@ -95,6 +95,7 @@ class Agent:
             self.following,
             self.reloading,
             self.events,
+            accounts=lambda: self.housekeeping.transceiver_accounts(),
             program_tag=lambda: datapath.pinned_program(self.config.pins).tag,
             clock=self._clock,
         )

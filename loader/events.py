@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-__all__ = ["KINDS", "Event", "EventLog"]
+__all__ = ["ENDS", "KINDS", "Event", "EventLog"]
 
 KEPT = 4096
 """Events that are remembered, for those who come back with the number of the last they saw."""
@@ -39,6 +39,9 @@ KINDS: dict[str, str] = {
     "upgraded": "another program took over the interfaces",
 }
 """Every kind of event and what it means."""
+
+ENDS = ("deregistered", "superseded", "expired")
+"""Why a lease ends."""
 
 
 @dataclass(frozen=True, slots=True)

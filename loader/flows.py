@@ -268,9 +268,8 @@ class FlowTable:
         return self._inside * len(self._ports)
 
     def states(self) -> dict[State, int]:
-        """How many slots are in each state."""
-        counts = np.bincount(self._states(), minlength=len(State)).tolist()
-        return dict(zip(State, counts, strict=True))
+        """How many slots the last look at each found in each state, or made so."""
+        return {state: int(np.count_nonzero(self._was_state == state)) for state in State}
 
     def live(self, *, transceiver: int | None = None) -> int:
         """How many flows are pending or established: to the transceiver of that index, or all."""

@@ -119,7 +119,7 @@ class Housekeeping:
 
     def _pass(self) -> Iterator[None]:
         for lease in self._table.expire(now=self._clock()):
-            self.end(lease, "lease ended")
+            self.end(lease, "expired")
             yield
         resting = self._table.resting_indexes()
         in_use = np.zeros(types.TRANSCEIVERS, dtype=np.bool_)
@@ -142,8 +142,8 @@ class Housekeeping:
         """No slot refers to an ended lease's index any more."""
         id = self._resting.pop(index, None)
         if id is not None:
-            earlier = self._earlier.pop(id, NOTHING) + self.accounts.of_transceiver(index)
-            self._earlier[id] = earlier
+            (last,) = self.accounts.of_transceivers([index])
+            self._earlier[id] = self._earlier.pop(id, NOTHING) + last
             if len(self._earlier) > types.TRANSCEIVERS:
                 del self._earlier[next(iter(self._earlier))]
         self.accounts.forget_transceiver(index)
@@ -159,14 +159,14 @@ class Housekeeping:
         """Of each transceiver that has a lease, by its id: what it has carried since the agent's
         start, as the last pass found it, also under earlier leases. They never go down while the
         agent runs, unless 4,096 other transceivers were here meanwhile."""
-        accounts = {
-            lease.id: self._earlier.get(lease.id, NOTHING)
-            + self.accounts.of_transceiver(lease.index)
-            for lease in self._table.leases()
-        }
-        for index, id in self._resting.items():
+        leases = self._table.leases()
+        resting = self.accounts.of_transceivers(self._resting)
+        earlier = [*self._earlier.items(), *zip(self._resting.values(), resting, strict=True)]
+        now = self.accounts.of_transceivers(lease.index for lease in leases)
+        accounts = {lease.id: account for lease, account in zip(leases, now, strict=True)}
+        for id, account in earlier:
             if id in accounts:
-                accounts[id] += self.accounts.of_transceiver(index)
+                accounts[id] += account
         return accounts
 
     def end(self, lease: Lease, why: str) -> None:

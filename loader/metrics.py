@@ -2,7 +2,7 @@
 names, and `exposition` for the way out."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,7 +14,8 @@ from prometheus_client import (
 )
 
 from loader import types
-from loader.events import KINDS, Event, EventLog
+from loader.accounts import Account
+from loader.events import ENDS, KINDS, Event, EventLog
 from loader.flows import FlowTable
 from loader.follow import Follower
 from loader.maps import Maps
@@ -34,7 +35,7 @@ _REFUSALS = ("draining", "quota-exceeded", "route-map-full", "ufrag-taken")
 
 class Metrics:
     """Counts since this agent's start. `clock` gives monotonic seconds, `wall` Unix time;
-    `program_tag` asks the kernel for that of the pinned program."""
+    *accounts* what each transceiver has carried, by id, *program_tag* the pinned program's."""
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Metrics:
         reloading: Reloading,
         events: EventLog,
         *,
+        accounts: Callable[[], Mapping[str, Account]],
         program_tag: Callable[[], str],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -54,6 +56,7 @@ class Metrics:
         self._flows = flows
         self._following = following
         self._reloading = reloading
+        self._accounts = accounts
         self._program_tag = program_tag
         self._clock = clock
         self._wall = wall
@@ -76,6 +79,12 @@ class Metrics:
             "shunt_agent_events",
             "Events told, by kind.",
             ("kind",),
+            registry=self._counted,
+        )
+        self._ended = Counter(
+            "shunt_agent_leases_ended",
+            "Leases that ended, by why.",
+            ("why",),
             registry=self._counted,
         )
         self._refused = Counter(
@@ -101,6 +110,8 @@ class Metrics:
         # What somebody may watch is there from the start, or its first step would be missed.
         for kind in KINDS:
             self._events.labels(kind)
+        for why in ENDS:
+            self._ended.labels(why)
         for problem in _REFUSALS:
             self._refused.labels(problem)
         events.listen(self._told)
@@ -118,14 +129,21 @@ class Metrics:
 
     def _told(self, event: Event) -> None:
         self._events.labels(event.kind).inc()
-        if event.kind == "route_refused":
-            self._refused.labels(event.facts["why"]).inc()
+        match event.kind:
+            case "left_out":
+                for kind, count in event.facts.items():
+                    self._events.labels(kind).inc(count)
+            case "route_refused":
+                self._refused.labels(event.facts["why"]).inc()
+            case "transceiver_gone":
+                self._ended.labels(event.facts["why"]).inc()
 
     def scrape(self) -> Scrape:
         """The numbers of this moment."""
         now = self._clock()
         leases = self._table.leases()
         about = self._maps.about()
+        accounts = self._accounts()
         unreachable = self._following.unreachable
         return Scrape(
             counted=self._counted,
@@ -147,6 +165,7 @@ class Metrics:
                     reachable=lease.id not in unreachable
                     and bool(self._maps.transceiver(lease.index).resolved),
                     draining=lease.drain is not None,
+                    carried=accounts[lease.id],
                 )
                 for lease in leases
             ),

@@ -13,8 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from loader import VERSION, types
+from loader.accounts import Account
 from loader.interfaces import State as InterfaceState
-from loader.maps import Counters, Interface
+from loader.maps import Counters, Interface, Rate
 from loader.types import Mode, State
 
 __all__ = ["Scrape", "Transceiver"]
@@ -25,7 +26,8 @@ _ATTACHED = (Mode.NATIVE, Mode.GENERIC, Mode.OFFLOADED)
 
 class Transceiver(NamedTuple):
     """A lease: how many *routes* it holds and may hold (*quota*), its *capacity* in sessions, the
-    seconds that are *left* of it, whether there is a way to it, whether it is drained."""
+    seconds that are *left* of it, whether there is a way to it, whether it is drained, and what the
+    transceiver has *carried*."""
 
     id: str
     routes: int
@@ -34,6 +36,7 @@ class Transceiver(NamedTuple):
     left: float
     reachable: bool
     draining: bool
+    carried: Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +106,16 @@ class _Family:
         return family
 
 
+def _directions(carried: Account | Counters) -> tuple[tuple[str, Rate], ...]:
+    return ("to_transceiver", carried.to_transceiver), ("to_client", carried.to_client)
+
+
 _COUNTERS = (
     _Family(
         "shunt_relay_packets",
         "Packets that the program has sent on.",
         lambda scrape: {
-            ("to_transceiver",): scrape.counters.to_transceiver.packets,
-            ("to_client",): scrape.counters.to_client.packets,
+            (direction,): rate.packets for direction, rate in _directions(scrape.counters)
         },
         labels=("direction",),
     ),
@@ -117,8 +123,7 @@ _COUNTERS = (
         "shunt_relay_bytes",
         "Bytes of the packets sent on.",
         lambda scrape: {
-            ("to_transceiver",): scrape.counters.to_transceiver.bytes,
-            ("to_client",): scrape.counters.to_client.bytes,
+            (direction,): rate.bytes for direction, rate in _directions(scrape.counters)
         },
         labels=("direction",),
         unit="bytes",
@@ -139,6 +144,27 @@ _COUNTERS = (
         "Packets dropped, by reason.",
         lambda scrape: {(reason,): count for reason, count in scrape.counters.dropped.items()},
         labels=("reason",),
+    ),
+    _Family(
+        "shunt_transceiver_packets",
+        "Packets that the transceiver's flows have carried.",
+        lambda scrape: {
+            (each.id, direction): rate.packets
+            for each in scrape.transceivers
+            for direction, rate in _directions(each.carried)
+        },
+        labels=("transceiver", "direction"),
+    ),
+    _Family(
+        "shunt_transceiver_bytes",
+        "Bytes that the transceiver's flows have carried.",
+        lambda scrape: {
+            (each.id, direction): rate.bytes
+            for each in scrape.transceivers
+            for direction, rate in _directions(each.carried)
+        },
+        labels=("transceiver", "direction"),
+        unit="bytes",
     ),
     _Family(
         "shunt_agent_adoptions",

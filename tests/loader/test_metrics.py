@@ -33,6 +33,7 @@ from tests.loader.conftest import (
     VIP,
     VIP6,
     AgentProcess,
+    binding_request,
 )
 from tests.loader.test_agent_process import knock
 
@@ -122,19 +123,21 @@ async def test_a_packet_sent_on_counts_with_its_bytes(
         for name in ("shunt_relay_packets_total", "shunt_relay_bytes_total")
     )
     assert packets == 1
-    assert octets > 28
+    assert octets == 28 + len(binding_request("sent"))
+    x1 = {"transceiver": "x1", "direction": "to_transceiver"}
+    earlier = samples(before)["shunt_transceiver_packets_total"][tuple(sorted(x1.items()))]
+    await became(shared_agent, earlier + 1, "shunt_transceiver_packets_total", **x1)
 
 
 async def test_flows_are_told_by_state_and_routes_by_transceiver(
     client: AgentClient, shared_agent: AgentProcess
 ) -> None:
-    _type, text = await scraped(shared_agent)
-    before = samples(text)["shunt_flows"][(("state", "pending"),)]
+    await became(shared_agent, 0, "shunt_flows", state="pending")  # those of tests before
     for ufrag in ("one1", "two2"):
         await client.add_route(ufrag, transceiver="x1", instance=INSTANCE)
         await asyncio.to_thread(knock, shared_agent, ufrag)
 
-    await became(shared_agent, before + 2, "shunt_flows", state="pending")
+    await became(shared_agent, 2, "shunt_flows", state="pending")
 
     _type, text = await scraped(shared_agent)
     found, x1 = samples(text), (("transceiver", "x1"),)
@@ -268,6 +271,8 @@ async def test_events_and_housekeeping_are_counted(
     client: AgentClient, shared_agent: AgentProcess
 ) -> None:
     gone = await told(shared_agent, "shunt_agent_events_total", kind="transceiver_gone")
+    ended = await told(shared_agent, "shunt_agent_leases_ended_total", why="deregistered")
+    assert ended is not None
     passes = await told(shared_agent, "shunt_housekeeping_pass_duration_seconds_count")
     assert gone is not None
     assert passes is not None
@@ -283,6 +288,9 @@ async def test_events_and_housekeeping_are_counted(
 
     await became(shared_agent, gone + 1, "shunt_agent_events_total", kind="transceiver_gone")
     await became(shared_agent, passes + 1, "shunt_housekeeping_pass_duration_seconds_count")
+    assert ended + 1 == await told(
+        shared_agent, "shunt_agent_leases_ended_total", why="deregistered"
+    )
     last = await told(shared_agent, "shunt_housekeeping_last_success_timestamp_seconds")
     assert last is not None
     assert abs(time.time() - last) < 60

@@ -13,7 +13,7 @@ from loader.client import AgentClient
 from tests.loader.conftest import INSTANCE, ROOT, TRANSCEIVER, AgentProcess, eventually
 from tests.loader.prometheus import Prometheus, bridge, prometheus
 from tests.loader.test_agent_process import knock
-from tests.packaging.promql import Selector, labels_grouped_by, selectors
+from tests.packaging.promql import Selector, labels_named, selectors
 from tests.packaging.test_rules import rules
 
 DASHBOARD = json.loads((ROOT / "packaging/grafana/shunt.json").read_text())
@@ -137,6 +137,5 @@ def test_an_expression_can_be_worked_out_and_names_what_is_there(
             found = scraping.query(f"last_over_time({one}[5m])")
             assert found, f"{one} is not there"
             labels |= set(found[0]["metric"])
-    grouped = labels_grouped_by(expression)
-    assert grouped <= labels
-    assert WORDS.get(place, set()) <= (grouped or labels)
+    assert labels_named(expression) <= labels
+    assert WORDS.get(place, set()) <= (labels_named(expression, kept=True) or labels)

@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 
-__all__ = ["Selector", "labels_grouped_by", "selectors"]
+__all__ = ["Selector", "labels_named", "selectors"]
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
-_GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
+_GROUPING = re.compile(r"\b(by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
 _NO_NAMES = re.compile(rf"\[[^\]]*\]|\boffset\s+\w+|\b(?:and|or|unless|bool)\b|{_GROUPING.pattern}")
 _SELECTOR = re.compile(
     rf"(?<![\w:])(?P<name>[a-zA-Z_:][\w:]*)(?![\w:]|\s*\()"
@@ -51,11 +51,12 @@ def selectors(expression: str) -> list[Selector]:
     ]
 
 
-def labels_grouped_by(expression: str) -> set[str]:
-    """Labels by which the expression groups or matches."""
+def labels_named(expression: str, *, kept: bool = False) -> set[str]:
+    """Labels by which the expression groups or matches; only those of its `by`, if only such as
+    are *kept*."""
     return {
         label.strip()
         for grouping in _GROUPING.finditer(expression)
-        for label in grouping[1].split(",")
-        if label.strip()
+        for label in grouping[2].split(",")
+        if label.strip() and (grouping[1] == "by" or not kept)
     }

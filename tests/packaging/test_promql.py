@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.packaging.promql import Selector, labels_grouped_by, selectors
+from tests.packaging.promql import Selector, labels_named, selectors
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,10 @@ def test_it_finds_what_is_selected(expression: str, expected: list[str]) -> None
 
 
 def test_it_finds_the_labels() -> None:
-    assert labels_grouped_by("sum by (a, b) (x) / on (c) group_left () y") == {"a", "b", "c"}
+    expression = "sum by (a, b) (x) / on (c) group_left () y"
+
+    assert labels_named(expression) == {"a", "b", "c"}
+    assert labels_named(expression, kept=True) == {"a", "b"}
 
 
 def test_a_match_of_several_values_is_taken_apart() -> None:

@@ -150,6 +150,15 @@ def attached(values: str, mode: str = "native") -> tuple[Series, ...]:
     )
 
 
+def sessions(*, added: int, checked: int, established: int) -> tuple[Series, ...]:
+    """So many of each kind a minute."""
+    kinds = {"route_added": added, "first_check": checked, "established": established}
+    return UP, *(
+        series("shunt_agent_events_total", f"0+{count}x40", kind=kind)
+        for kind, count in kinds.items()
+    )
+
+
 CASES = [
     fires("ShuntAgentDown", 4, series("up", "1 0x9")),
     quiet("ShuntAgentDown", 4, series("up", "1 0 0 1x9")),
@@ -237,6 +246,25 @@ CASES = [
         UP,
         series("shunt_transceiver_reachable", "0 1x9", transceiver="x1"),
     ),
+    fires(
+        "ShuntLeaseLost",
+        5,
+        UP,
+        series("shunt_agent_leases_ended_total", "3 3 4x20", why="expired"),
+    ),
+    quiet("ShuntLeaseLost", 5, UP, series("shunt_agent_leases_ended_total", "4x20", why="expired")),
+    quiet(
+        "ShuntLeaseLost",
+        5,
+        UP,
+        series("shunt_agent_leases_ended_total", "0+1x20", why="deregistered"),
+    ),
+    fires("ShuntClientsDoNotCome", 30, *sessions(added=100, checked=19, established=19)),
+    quiet("ShuntClientsDoNotCome", 30, *sessions(added=100, checked=21, established=21)),
+    quiet("ShuntClientsDoNotCome", 30, *sessions(added=1, checked=0, established=0)),
+    fires("ShuntTransceiversDoNotAnswer", 30, *sessions(added=100, checked=90, established=44)),
+    quiet("ShuntTransceiversDoNotAnswer", 30, *sessions(added=100, checked=90, established=46)),
+    quiet("ShuntTransceiversDoNotAnswer", 30, *sessions(added=1, checked=1, established=0)),
     fires("ShuntNeighbourUnknown", 11, *dropped("neighbour", "0+61x20")),
     quiet("ShuntNeighbourUnknown", 11, *dropped("neighbour", "0 200x20")),
     fires(
