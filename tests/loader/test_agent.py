@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from prometheus_client import generate_latest
 
 from loader import types
 from loader.agent import Agent
@@ -1029,3 +1030,33 @@ def test_a_socket_that_cannot_be_is_refused_and_nothing_deleted(
     start(story, config=replace(start.config, socket=place))
     assert what != "a file" or place.read_text() == "precious"
     assert what != "a folder" or place.is_dir()
+
+
+# Metrics.
+
+
+def test_events_that_are_left_out_for_their_number_are_counted_all_the_same(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        agent.events.tell("established", ufrag="abcd")
+        agent.events.tell("left_out", established=500, roamed=3)
+
+        told = generate_latest(agent.metrics.scrape()).decode()
+
+        assert 'shunt_agent_events_total{kind="established"} 501.0' in told
+        assert 'shunt_agent_events_total{kind="roamed"} 3.0' in told
+
+    start(story)
+
+
+def test_a_lease_that_was_not_renewed_counts_as_expired(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        await register(agent)
+        start.clock.now += LEASE_SECONDS + 1
+        agent.housekeeping.sweep()
+
+        told = generate_latest(agent.metrics.scrape()).decode()
+
+        assert 'shunt_agent_leases_ended_total{why="expired"} 1.0' in told
+        assert 'shunt_agent_leases_ended_total{why="deregistered"} 0.0' in told
+
+    start(story)
