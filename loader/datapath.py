@@ -372,5 +372,6 @@ def unload(pins: Path) -> None:
         for entry in folder.iterdir():
             entry.unlink()
         folder.rmdir()
-    if pins.is_dir() and not any(pins.iterdir()):  # another version's may be there
+    # Another version's may be there; and a folder that root has made for the agent's user stays.
+    if pins.is_dir() and not any(pins.iterdir()) and pins.stat().st_uid == os.geteuid():
         pins.rmdir()

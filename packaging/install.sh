@@ -23,7 +23,8 @@ case ${1:-} in
 '') ;;
 remove)
 	[ -n "$destination" ] || systemctl disable --quiet --now shunt-agent.service
-	rm -f "$units/shunt-agent.service" "$units/shunt-program.service" "$destination/etc/sysusers.d/shunt.conf"
+	rm -f "$units/shunt-agent.service" "$units/shunt-program.service" \
+		"$destination/etc/sysusers.d/shunt.conf" "$destination/etc/tmpfiles.d/shunt.conf"
 	[ -n "$destination" ] || systemctl daemon-reload
 	exit 0
 	;;
@@ -36,20 +37,21 @@ esac
 [ -n "$destination" ] || "$root/provision.sh" run
 
 # The units are written for /opt/shunt; where else the checkout is, they follow.
-install -d "$units" "$destination/etc/sysusers.d" "$destination/etc/shunt"
+install -d "$units" "$destination/etc/sysusers.d" "$destination/etc/tmpfiles.d" "$destination/etc/shunt"
 for unit in shunt-program.service shunt-agent.service; do
 	sed "s#/opt/shunt/#$root/#" "$root/packaging/systemd/$unit" >"$units/$unit.new"
 	chmod 644 "$units/$unit.new"
 	mv "$units/$unit.new" "$units/$unit"
 done
 install -m 644 "$root/packaging/systemd/shunt.sysusers" "$destination/etc/sysusers.d/shunt.conf"
+install -m 644 "$root/packaging/systemd/shunt.tmpfiles" "$destination/etc/tmpfiles.d/shunt.conf"
 [ -e "$destination/etc/shunt/agent.toml" ] ||
 	install -m 644 "$root/packaging/agent.toml" "$destination/etc/shunt/agent.toml"
 systemd-sysusers ${destination:+--root="$destination"} shunt.conf
 [ -z "$destination" ] || exit 0
 
-# What an agent that root ran has pinned is now the user's.
-[ ! -d /sys/fs/bpf/shunt ] || chown -hR shunt:shunt /sys/fs/bpf/shunt
+systemd-tmpfiles --create shunt.conf
+chown -hR shunt:shunt /sys/fs/bpf/shunt # also what an agent that root ran has pinned
 systemctl daemon-reload
 setpriv --reuid=shunt --regid=shunt --clear-groups test -x "$root/shunt" ||
 	die "the user shunt cannot read $root" "Put the checkout where everybody may go, such as /opt/shunt."

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from loader.maps import DEFAULT_PINS
+
 ROOT = Path(__file__).parents[1]
 INSTALL = ROOT / "packaging" / "install.sh"
 UNITS = ("shunt-agent.service", "shunt-program.service")
@@ -100,7 +102,7 @@ def test_both_are_of_the_same_user_and_shut_in_alike(units: dict[str, Unit]) -> 
     assert agent["User"] == ["shunt"]
     assert len(shared) > 25
     assert {n: agent[n] for n in shared} == {n: program[n] for n in shared}
-    assert program.keys() - agent.keys() == {"ExecStartPre"}
+    assert not program.keys() - agent.keys()
 
 
 def test_the_agent_is_a_notifying_service_that_is_started_again(units: dict[str, Unit]) -> None:
@@ -134,6 +136,17 @@ def test_the_user_is_made_once_and_may_not_log_in(installed: Path) -> None:
 
     assert user[2] != "0"
     assert user[-1].endswith("nologin")
+
+
+def test_the_folder_for_pins_is_made_for_the_user_and_bound_into_the_units(
+    installed: Path, units: dict[str, Unit]
+) -> None:
+    rules = (installed / "etc" / "tmpfiles.d" / "shunt.conf").read_text().splitlines()
+    (rule,) = (line.split() for line in rules if not line.startswith("#"))
+
+    assert rule == ["d", str(DEFAULT_PINS), "0700", "shunt", "shunt", "-"]
+    for unit in units.values():
+        assert unit["BindPaths"] == [str(DEFAULT_PINS)]
 
 
 def test_a_configuration_that_is_there_stays(tmp_path: Path) -> None:

@@ -435,6 +435,16 @@ def test_unload_leaves_another_versions_pins_alone(host: Host, loaded: Path) -> 
     loaded.rmdir()
 
 
+def test_unload_leaves_the_folder_of_another_user_to_him(host: Host, own_pins: Path) -> None:
+    own_pins.mkdir()
+    os.chown(own_pins, 65533, 65533)
+
+    host.run(lambda: datapath.unload(own_pins))
+
+    assert own_pins.is_dir()
+    own_pins.rmdir()
+
+
 def test_pins_outside_bpffs_are_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(ShuntError, match=r"pins is not in bpffs") as error:
         datapath.load(tmp_path / "pins")
