@@ -28,7 +28,7 @@ from tools.bench import traffic
 from tools.bench.traffic import Ends, Report, Stream
 from tools.netns import run_in
 
-__all__ = ["RATE", "assert_nothing_lost", "relay_host", "stream"]
+__all__ = ["RATE", "assert_nothing_lost", "ends", "relay_host", "stream"]
 
 RATE = 50_000
 """Packets a second that the issue asks for at least, both directions together."""
@@ -64,9 +64,14 @@ def _batch_for_xdp() -> None:
 
 
 def stream(agent: AgentProcess, *, flows: int = 16) -> AbstractContextManager[Stream]:
-    """Traffic through the host of *agent*, at RATE or a little more, half of it each way; every
-    second client is an IPv6 one. See `tools.bench.traffic.stream`."""
-    ends = Ends(
+    """Traffic through the host of *agent*, at RATE or a little more, half of it each way. See
+    `tools.bench.traffic.stream`."""
+    return traffic.stream(ends(agent), flows=flows, rate=RATE * _TO_SPARE)
+
+
+def ends(agent: AgentProcess) -> Ends:
+    """Of the host of *agent*; every second client is an IPv6 one."""
+    return Ends(
         clients=(
             ("198.18.0.10", (VIP.address, VIP.port)),
             ("2001:db8:18::10", (VIP6.address, VIP6.port)),
@@ -76,8 +81,8 @@ def stream(agent: AgentProcess, *, flows: int = 16) -> AbstractContextManager[St
         transceiver_namespace=agent.host.outside,
         relay_namespace=agent.host.relay,
         socket=str(agent.socket),
+        pins=agent.pins,
     )
-    return traffic.stream(ends, flows=flows, rate=RATE * _TO_SPARE)
 
 
 def assert_nothing_lost(report: Report) -> None:

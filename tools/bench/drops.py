@@ -1,14 +1,19 @@
-"""Where the kernel itself has dropped packets, by name, so that no relay is blamed for it."""
+"""Where packets were dropped, by name: by the kernel itself, for which no relay is to blame, or by
+the relay's program, and why."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from pyroute2 import IPRoute
 
+from loader import bpf
+from loader.maps import versioned
+from loader.reasons import REASONS
 from tools.netns import run_in
 
-__all__ = ["dropped", "since"]
+__all__ = ["dropped", "dropped_by_program", "since"]
 
 _OF_LINKS = ("rx_dropped", "tx_dropped", "rx_errors", "tx_errors")
 _OF_UDP = re.compile(r"Udp6?(InErrors|NoPorts|RcvbufErrors|SndbufErrors|InCsumErrors|MemErrors)")
@@ -22,6 +27,15 @@ def dropped(namespaces: Mapping[str, str]) -> dict[str, int]:
         read = run_in(namespace, lambda: {**_of_links(), **_of_udp()})
         found |= {f"{place} {name}": count for name, count in read.items()}
     return found
+
+
+def dropped_by_program(pins: Path) -> dict[str, int]:
+    """By reason, of the relay that is pinned below *pins*, however the rest of its maps is laid
+    out."""
+    with bpf.Map.open(versioned(pins) / "drops") as opened:
+        each_cpu = np.frombuffer(opened.values(), np.uint64).reshape(opened.info.max_entries, -1)
+    totals = each_cpu.sum(axis=1)
+    return {f"program {reason.name}": int(totals[reason.number]) for reason in REASONS}
 
 
 def since(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:

@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,7 +41,17 @@ from tools.netns import run_in
 from tools.processes import ROOT
 from transceiver import stun
 
-__all__ = ["ID", "Ends", "Report", "Stream", "Way", "stream"]
+__all__ = [
+    "ID",
+    "Ends",
+    "Lease",
+    "Report",
+    "Stream",
+    "Way",
+    "establish",
+    "open_socket",
+    "stream",
+]
 
 T = TypeVar("T")
 
@@ -52,7 +63,7 @@ _RECEIVE_BUFFER = 1 << 27  # a packet from a veth takes up to 5 kB of it: half a
 _SO_RCVBUFFORCE = 33  # of asm/socket.h; it goes beyond net.core.rmem_max
 _ANSWER = 2.0  # seconds
 _TRIES = 3
-_LIMIT = 120.0  # seconds of traffic
+_LIMIT = 300.0  # seconds of traffic
 _RENEW_EVERY = 3.0  # seconds
 _PATIENCE = 30.0  # seconds for a process to start, or to end
 
@@ -61,7 +72,7 @@ _PATIENCE = 30.0  # seconds for a process to start, or to end
 class Ends:
     """Where the traffic goes from and to: *clients*, pairs of a client's address and the VIP that
     it sends to, and the transceiver's address and port; the namespaces that they and the relay are
-    in, and the agent's *socket*."""
+    in, the agent's *socket*, and where the program and its maps are pinned."""
 
     clients: tuple[tuple[str, tuple[str, int]], ...]
     transceiver: tuple[str, int]
@@ -69,15 +80,17 @@ class Ends:
     transceiver_namespace: str
     relay_namespace: str
     socket: str
+    pins: Path
 
-    def namespaces(self) -> dict[str, str]:
-        """By the names that drops go by."""
+    def dropped(self) -> dict[str, int]:
+        """Counters of drops on the way, by name."""
         named = {
             self.client_namespace: "client",
             self.transceiver_namespace: "transceiver",
             self.relay_namespace: "relay",
         }
-        return {place: namespace for namespace, place in named.items()}
+        places = {place: namespace for namespace, place in named.items()}
+        return drops.dropped(places) | drops.dropped_by_program(self.pins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +140,8 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of the traffic. *drops*: what the kernel has counted meanwhile, by name."""
+    """What became of the traffic. *drops*: what the kernel and the relay's program have counted
+    meanwhile, by name."""
 
     ways: tuple[Way, ...]
     drops: dict[str, int]
@@ -197,7 +211,7 @@ class Stream:
     """Traffic that runs, made by `stream`."""
 
     def __init__(
-        self, ends: Ends, *, lease: "_Lease", ports: tuple[int, ...], workers: "_Workers"
+        self, ends: Ends, *, lease: "Lease", ports: tuple[int, ...], workers: "_Workers"
     ) -> None:
         self.ends = ends
         self.ports = ports
@@ -211,9 +225,9 @@ class Stream:
         """One more route, which no traffic uses. Raises AgentUnavailable or AgentRefused."""
         self._lease.add_route(ufrag)
 
-    def remove_route(self, number: int) -> None:
-        """End the flow of that number."""
-        self._lease.remove_route(self.ufrags[number])
+    def remove_route(self, ufrag: str) -> None:
+        """End a route, and its flow if it has one."""
+        self._lease.remove_route(ufrag)
 
     def carry(self, packets: int) -> None:
         """Return when so many more packets have come through each way. Raises ShuntError if they
@@ -228,26 +242,27 @@ class Stream:
 @contextmanager
 def stream(ends: Ends, *, flows: int = 16, rate: float = 50_000) -> Iterator[Stream]:
     """Traffic over so many *flows* that were made for it, *rate* packets a second in all, half of
-    them each way. It runs for two minutes at most. Raises ShuntError if a flow does not come about.
+    them each way. It runs for five minutes at most. Raises ShuntError if a flow does not come
+    about.
 
     The agent may go and come meanwhile. When this ends, the flows are over.
     """
     if not 0 < flows <= FLOWS:
         raise ValueError(f"{flows} flows")
     with ExitStack() as stack:
-        lease = stack.enter_context(_Lease(ends))
+        lease = stack.enter_context(Lease(ends))
         transceiver = stack.enter_context(
-            closing(run_in(ends.transceiver_namespace, partial(_socket, ends.transceiver)))
+            closing(run_in(ends.transceiver_namespace, partial(open_socket, ends.transceiver)))
         )
         clients: list[socket.socket] = []
         peers: list[tuple[str, int]] = []
         for number in range(flows):
             local, vip = ends.clients[number % len(ends.clients)]
-            client = run_in(ends.client_namespace, partial(_socket, (local, 0)))
+            client = run_in(ends.client_namespace, partial(open_socket, (local, 0)))
             stack.callback(client.close)
             client.connect(vip)
             lease.add_route(lease.ufrag(number))
-            peers.append(_establish(lease.ufrag(number), client, transceiver))
+            peers.append(establish(lease.ufrag(number), client, transceiver))
             clients.append(client)
         for each in (*clients, transceiver):
             _make_ready(each)
@@ -261,16 +276,17 @@ def stream(ends: Ends, *, flows: int = 16, rate: float = 50_000) -> Iterator[Str
 # Flows.
 
 
-class _Lease:
-    """The transceiver's standing with the agent, renewed while the agent answers."""
+class Lease:
+    """A transceiver's standing with the agent, renewed while the agent answers; a context."""
 
-    def __init__(self, ends: Ends) -> None:
+    def __init__(self, ends: Ends, *, id: str = ID) -> None:
         self._ends = ends
+        self._id = id
         self._instance = secrets.token_urlsafe(18)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease")
 
-    def __enter__(self) -> "_Lease":
+    def __enter__(self) -> "Lease":
         deadline = time.monotonic() + _ANSWER
         while not self._reachable():
             if time.monotonic() > deadline:
@@ -285,16 +301,20 @@ class _Lease:
         self._over.set()
         self._thread.join()
         with suppress(AgentUnavailable, AgentRefused):
-            self._ask(lambda agent: agent.deregister(ID, instance=self._instance))
+            self._ask(lambda agent: agent.deregister(self._id, instance=self._instance))
 
     def ufrag(self, number: int) -> str:
         """Of the flow of that number; nobody else's."""
         return f"{self._instance[:8].replace('-', '/').replace('_', '+')}{number:05d}"
 
     def add_route(self, ufrag: str) -> None:
-        self._ask(lambda agent: agent.add_route(ufrag, transceiver=ID, instance=self._instance))
+        """Raises AgentUnavailable or AgentRefused."""
+        self._ask(
+            lambda agent: agent.add_route(ufrag, transceiver=self._id, instance=self._instance)
+        )
 
     def remove_route(self, ufrag: str) -> None:
+        """Raises AgentUnavailable or AgentRefused."""
         self._ask(lambda agent: agent.remove_route(ufrag, instance=self._instance))
 
     def _renew(self) -> None:
@@ -306,14 +326,14 @@ class _Lease:
         async def ask(agent: AgentClient) -> bool:
             await self._register(agent)
             listed = (await agent.transceivers())["transceivers"]
-            return any(entry["id"] == ID and entry["reachable"] for entry in listed)
+            return any(entry["id"] == self._id and entry["reachable"] for entry in listed)
 
         return self._ask(ask)
 
     async def _register(self, agent: AgentClient) -> None:
         address, port = self._ends.transceiver
         await agent.register(
-            ID,
+            self._id,
             instance=self._instance,
             address=address,
             port=port,
@@ -329,7 +349,8 @@ class _Lease:
         return asyncio.run(put())
 
 
-def _socket(local: tuple[str, int]) -> socket.socket:
+def open_socket(local: tuple[str, int]) -> socket.socket:
+    """A UDP socket of this thread's namespace; waits for a moment, and holds seconds of traffic."""
     family = socket.AF_INET6 if ":" in local[0] else socket.AF_INET
     made = socket.socket(family, socket.SOCK_DGRAM)
     made.settimeout(_ANSWER)
@@ -339,7 +360,7 @@ def _socket(local: tuple[str, int]) -> socket.socket:
     return made
 
 
-def _establish(ufrag: str, client: socket.socket, transceiver: socket.socket) -> tuple[str, int]:
+def establish(ufrag: str, client: socket.socket, transceiver: socket.socket) -> tuple[str, int]:
     """A check of the client's and one of the transceiver's, both answered; the client as the
     transceiver sees it. Repeated if an answer is lost. Raises ShuntError."""
     for _ in range(_TRIES):
@@ -462,19 +483,26 @@ class _Workers:
         """Wait until all are ready, and let them begin."""
         for worker in (*self._senders, *self._receivers):
             worker.expect("ready")
-        self._drops = drops.dropped(ends.namespaces())
+        self._drops = ends.dropped()
         for worker in self._senders:
             worker.tell("go")
 
     def carry(self, packets: int) -> None:
-        before = self._received()
-        deadline = time.monotonic() + _LIMIT
-        while min(self._received() - before) < packets:
+        goal = self._received() + packets
+        last, deadline = self._received(), time.monotonic() + _PATIENCE
+        while (last < goal).any():
             for worker in (*self._senders, *self._receivers):
                 worker.check()
-            if time.monotonic() > deadline:
-                raise ShuntError(f"{packets} packets did not come in {_LIMIT:.0f} s")
             time.sleep(0.005)
+            came = self._received()
+            if (came > last)[came < goal].all():
+                last, deadline = came, time.monotonic() + _PATIENCE
+            elif time.monotonic() > deadline:
+                raise ShuntError(
+                    f"for {_PATIENCE:.0f} s nothing comes to "
+                    + " and ".join(np.array(["the transceiver", "the clients"])[came <= last]),
+                    "Look at `shunt counters` for what the relay drops.",
+                )
 
     def _received(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
         return self._counts[2:4].astype(np.int64)
@@ -488,7 +516,7 @@ class _Workers:
         received = [receiver.parse(worker.result()) for worker in self._receivers]
         return Report(
             ways=tuple(map(_way, DIRECTIONS, sent, received)),
-            drops=drops.since(self._drops, drops.dropped(ends.namespaces())),
+            drops=drops.since(self._drops, ends.dropped()),
         )
 
 
