@@ -165,7 +165,7 @@ class Agent:
         registered = self._table.register(
             id,
             instance=asked.instance,
-            address=self._address(asked.address),
+            address=self._address(id, asked.address),
             port=asked.port,
             http=_url(asked.http),
             capacity=asked.capacity,
@@ -303,7 +303,8 @@ class Agent:
         (attachment,) = datapath.attach(self.config.pins, [interface])
         return attachment
 
-    def _address(self, text: str) -> str:
+    def _address(self, id: str, text: str) -> str:
+        """The address that a transceiver says it has, written in one way."""
         try:
             address = host_address(text)
         except ValueError as error:
@@ -312,6 +313,13 @@ class Agent:
             ) from None
         if refused := self.config.why_not_transceiver(address):
             raise refused
+        held = self._table.find(id)
+        if not (held and held.address == str(address)) and self._network.has_address(str(address)):
+            raise Refused(
+                "address-of-the-relay",
+                f"the address {address} is one of the relay's host: give the transceiver's",
+                address=str(address),
+            )
         return str(address)
 
 

@@ -1,19 +1,24 @@
 """The agent's HTTP API from the other side: what transceivers and tools call."""
 
-from collections.abc import Mapping
+import ssl
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import msgspec
 
+from loader.addresses import http_url
 from loader.errors import ShuntError
-from loader.problems import PROBLEMS, problem_uri
+from loader.problems import PROBLEMS, problem_uri, quoted
 
 __all__ = [
     "DEFAULT_SOCKET",
+    "TOKEN_VARIABLE",
     "AgentClient",
     "AgentRefused",
     "AgentUnavailable",
@@ -22,6 +27,10 @@ __all__ = [
 ]
 
 DEFAULT_SOCKET = "/run/shunt/agent.sock"
+TOKEN_VARIABLE = "SHUNT_AGENT_TOKEN"
+"""The environment variable that commands take the token from, for agents on other hosts."""
+
+_SILENCE_SECONDS = 45.0
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 
 
@@ -64,18 +73,43 @@ class Lease:
 
 
 class AgentClient:
-    """A connection to the agent on this host; an async context manager.
+    """A connection to an agent: of this host by the path of its Unix socket, of another by a URL
+    of http or https, with one of its tokens. *ca*: certificates (PEM) that the agent's must be
+    signed by, instead of the system's. An async context manager.
 
-    Every call raises AgentUnavailable or AgentRefused.
+    Raises ShuntError for what cannot be. Every call raises AgentUnavailable or AgentRefused.
     """
 
-    def __init__(self, socket: str = DEFAULT_SOCKET) -> None:
-        self._socket = socket
+    def __init__(
+        self, agent: str = DEFAULT_SOCKET, *, token: str | None = None, ca: Path | None = None
+    ) -> None:
+        self._agent = agent
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session: aiohttp.ClientSession | None = None
+        self._remote = "://" in agent
+        if not self._remote:
+            self._base, self._tls = "http://agent", None
+            return
+        try:
+            self._base = http_url(agent).rstrip("/")
+        except ValueError as error:
+            raise ShuntError(f"the agent's URL {quoted(agent)} {error}") from None
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise ShuntError(
+                f"the agent at {agent} asks for a token, and there is "
+                f"{'none' if not token else 'one that fits in no header'}",
+                f"Set {TOKEN_VARIABLE}, or give --agent-token-file.",
+            )
+        self._tls = _trusting(ca) if self._base.startswith("https:") else None
 
     async def __aenter__(self) -> Self:
+        connector: aiohttp.BaseConnector
+        if self._remote:
+            connector = aiohttp.TCPConnector(ssl=self._tls or True)
+        else:
+            connector = aiohttp.UnixConnector(path=self._agent)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(path=self._socket), timeout=_TIMEOUT
+            connector=connector, timeout=_TIMEOUT, headers=self._headers
         )
         return self
 
@@ -170,9 +204,47 @@ class AgentClient:
         """`GET /v1/flows`: `flows`, not all if there are very many, and their `count`."""
         return await self._call("GET", "/v1/flows")
 
+    async def events(
+        self,
+        *,
+        kinds: Iterable[str] = (),
+        follow: bool = True,
+        last: str | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """`GET /v1/events`: each event, with its `id`, as it comes; `kind` is `missed` where some
+        were forgotten before they could be told. *kinds*: only these. Without *follow*, it ends
+        with what is known. *last*: the id of the last event that one has."""
+        query = [("follow", "true" if follow else "false")]
+        if wanted := ",".join(kinds):
+            query.append(("kinds", wanted))
+        headers = {} if last is None else {"Last-Event-ID": last}
+        # A line now and then says that the stream is alive; without, it is not.
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=_SILENCE_SECONDS)
+        try:
+            async with self._request(
+                "GET", f"/v1/events?{urlencode(query)}", headers=headers, timeout=timeout
+            ) as response:
+                if response.status >= 400:
+                    raise _refusal(response.status, str(response.reason), await response.read())
+                fields: dict[str, str] = {}
+                async for line in response.content:
+                    name, _, value = line.decode().rstrip("\n").partition(": ")
+                    if name:
+                        fields[name] = value
+                    elif "data" in fields:
+                        told = msgspec.json.decode(fields["data"], type=dict[str, Any])
+                        yield {"id": fields.get("id"), "kind": fields["event"], **told}
+                        fields = {}
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise self._unavailable(error) from error
+
     async def counters(self) -> dict[str, Any]:
         """`GET /v1/counters`."""
         return await self._call("GET", "/v1/counters")
+
+    async def reload(self) -> dict[str, Any]:
+        """Have the agent read its configuration again."""
+        return await self._call("POST", "/v1/reload")
 
     async def health(self) -> dict[str, Any]:
         """`GET /readyz`; raises AgentRefused while the relay is not ready."""
@@ -186,23 +258,41 @@ class AgentClient:
         instance: str | None = None,
         body: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        if self._session is None:
-            raise RuntimeError("use AgentClient as an async context manager")
         headers = {} if instance is None else {"Shunt-Instance": instance}
         try:
-            async with self._session.request(
-                method, f"http://agent{path}", headers=headers, json=body
-            ) as response:
+            async with self._request(method, path, headers=headers, json=body) as response:
                 text = await response.read()
                 if response.status >= 400:
                     raise _refusal(response.status, str(response.reason), text)
                 answer = msgspec.json.decode(text) if text else {}
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise AgentUnavailable(
-                f"cannot reach the agent at {self._socket}: {error or type(error).__name__}",
-                "Is it running? `shunt agent run`, or `shunt lab up`.",
-            ) from error
+            raise self._unavailable(error) from error
         return dict(answer)
+
+    def _request(
+        self, method: str, path: str, **more: Any
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        if self._session is None:
+            raise RuntimeError("use AgentClient as an async context manager")
+        return self._session.request(method, f"{self._base}{path}", allow_redirects=False, **more)
+
+    def _unavailable(self, error: Exception) -> AgentUnavailable:
+        return AgentUnavailable(
+            f"cannot reach the agent at {self._agent}: {error or type(error).__name__}",
+            "Is it running? `shunt agent run`, or `shunt lab up`.",
+        )
+
+
+def _trusting(ca: Path | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:  # also ssl.SSLError, for what is no PEM
+        raise ShuntError(
+            f"cannot read certificates from {ca}: {error.strerror or error}",
+            "Give a PEM file with the certificate of the authority that signed the agent's.",
+        ) from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def _refusal(status: int, reason: str, body: bytes) -> AgentRefused:

@@ -69,15 +69,16 @@ class InsideEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpConfig:
-    """The API over TCP, besides the Unix socket: where it listens, the file with the bearer token
+    """The API over TCP, besides the Unix socket: where it listens, the file with the bearer tokens
     that it asks for, and the PEM files of TLS. Without TLS only on a loopback address, as the
-    token would be anybody's on the way."""
+    token would be anybody's on the way; or with *plaintext*, where nobody is on the way."""
 
     address: str
     port: int
     token_file: Path
     certificate: Path | None = None
     key: Path | None = None
+    plaintext: bool = False
 
     def problems(self) -> Iterator[Problem]:
         """Why it cannot work."""
@@ -97,11 +98,12 @@ class TcpConfig:
             yield Problem(
                 f"the API has a TLS {has}, but no {lacks}", "Give both, or none.", f"tcp.{has}"
             )
-        elif self.certificate is None and not address.is_loopback:
+        elif self.certificate is None and not (address.is_loopback or self.plaintext):
             yield Problem(
                 f"the API would send its token in the clear: {self.address} is not a loopback "
                 "address",
-                "Give a TLS certificate and key, or listen on 127.0.0.1 or [::1].",
+                "Give a TLS certificate and key, listen on 127.0.0.1 or [::1], or say `plaintext` "
+                "if nobody else is on that network.",
                 "tcp.address",
             )
 

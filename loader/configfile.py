@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from loader.client import TOKEN_VARIABLE
 from loader.config import AgentConfig, Impossible
 from loader.configkeys import KEYS, SECTIONS, VARIABLES, Key, config, quoted
 from loader.errors import ShuntError
@@ -261,6 +262,8 @@ class _Reading:
     def environment(self, environment: Mapping[str, str]) -> None:
         """Take what variables say; of other programs' it knows nothing."""
         for variable in sorted(name for name in environment if name.startswith(PREFIX)):
+            if variable == TOKEN_VARIABLE:
+                continue  # of those who ask an agent
             origin = Origin("environment", variable)
             key = VARIABLES.get(variable)
             if key:

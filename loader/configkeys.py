@@ -75,6 +75,8 @@ class Key:
     def value(self, of: AgentConfig) -> Any:
         """What a configuration has for it; None if nothing."""
         values = tuple(_field(of, field) for field in self.fields)
+        if self.section == "api.tcp" and values[0] is False:
+            return None  # what is off has nothing to say of whether there is a server at all
         return values[0] if len(values) == 1 or values[0] is None else values
 
     def written(self, value: Any) -> Any:
@@ -280,7 +282,7 @@ KEYS: tuple[Key, ...] = (
         _LISTEN,
         ("tcp.address", "tcp.port"),
         "Where it listens. Without TLS only a loopback address will do, as the token would be "
-        "anybody's on the way.",
+        "anybody's on the way, unless `plaintext` is set.",
         live=False,
         required=True,
         example='"10.0.0.1:8443"',
@@ -289,8 +291,9 @@ KEYS: tuple[Key, ...] = (
         "api.tcp.token_file",
         _PATH,
         ("tcp.token_file",),
-        "A file with bearer tokens, one a line; every request must carry one of them. A reload "
-        "reads it again, whatever its path.",
+        "A file with bearer tokens, one a line; every request must carry one of them. Others than "
+        "its user and group must not be able to read it. A reload reads it again, whatever its "
+        "path.",
         live=True,
         required=True,
         example='"/etc/shunt/token"',
@@ -310,6 +313,15 @@ KEYS: tuple[Key, ...] = (
         "The certificate's private key, PEM.",
         live=True,
         example='"/etc/shunt/tls.key"',
+    ),
+    Key(
+        "api.tcp.plaintext",
+        _SWITCH,
+        ("tcp.plaintext",),
+        "Whether it may listen without TLS on an address that is not loopback: only where nobody "
+        "else is on that network.",
+        live=False,
+        example="false",
     ),
     Key(
         "transceivers.prefixes",

@@ -9,14 +9,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from aiohttp import web
 
 from loader import bpf, datapath
 from loader.agent import Agent
-from loader.api import Runner, application
+from loader.api import Access, Listener, Runner, application
 from loader.capabilities import Capability, held, require
 from loader.config import AgentConfig
 from loader.errors import ShuntError
@@ -129,12 +129,18 @@ async def _serve(reloading: Reloading, maps: Maps, supervision: Supervision) -> 
 
 
 async def _serve_agent(agent: Agent, supervision: Supervision) -> None:
-    runner = Runner(application(agent))
-    with _socket_at(agent.config.socket) as listening:
+    tcp = agent.config.tcp
+    access = Access(tcp) if tcp else None
+    runner = Runner(application(agent, access))
+    with _socket_at(agent.config.socket) as listening, ExitStack() as stack:
         await runner.setup()
         try:
+            listener = None
+            if tcp and access:
+                agent.reloading.parts.append(access.prepare)
+                listener = stack.enter_context(closing(Listener(tcp, access, runner)))
             await web.SockSite(runner, listening).start()
-            await _work(agent, supervision)
+            await _work(agent, supervision, listener)
         except ExceptionGroup as bug:
             supervision.stopping(f"ended by a bug: {bug.exceptions[0]!r}")
             raise
@@ -143,7 +149,7 @@ async def _serve_agent(agent: Agent, supervision: Supervision) -> None:
             log.info("stopped; the relay goes on without its agent")
 
 
-async def _work(agent: Agent, supervision: Supervision) -> None:
+async def _work(agent: Agent, supervision: Supervision, listener: Listener | None) -> None:
     """Until told to stop."""
     stop = asyncio.Event()
     for number in _SIGNALS:
@@ -167,9 +173,11 @@ async def _work(agent: Agent, supervision: Supervision) -> None:
                 agent.following.watch(),
                 agent.reloading.keep(during=supervision.reloading),
                 supervision.watch(loops, status=status),
+                *([listener.keep()] if listener else []),
             )
         ]
-        log.info("ready: API at %s", agent.config.socket)
+        where = f" and {listener}" if listener else ""
+        log.info("ready: API at %s%s", agent.config.socket, where)
         supervision.ready(status())
         await stop.wait()
         supervision.stopping("stopping; the relay goes on without its agent")

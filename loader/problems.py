@@ -69,7 +69,8 @@ _ALL = (
         "bad-id",
         400,
         "this is no transceiver's id",
-        "An id has 1 to 63 letters, digits, hyphens, dots and underscores.",
+        "An id has 1 to 63 letters, digits, hyphens, dots and underscores, and begins with a "
+        "letter or a digit.",
     ),
     ProblemType(
         "bad-ufrag",
@@ -190,6 +191,13 @@ _ALL = (
         ("address",),
     ),
     ProblemType(
+        "configuration-refused",
+        422,
+        "the configuration cannot be used; everything is as it was",
+        "Mend each of `faults`; `shunt config check` finds them too.",
+        ("faults",),
+    ),
+    ProblemType(
         "quota-exceeded",
         429,
         "the transceiver holds as many routes as it may",
@@ -216,6 +224,13 @@ _ALL = (
         503,
         "the relay cannot do its work",
         "See `detail` for what is amiss; `shunt doctor` says more.",
+    ),
+    ProblemType(
+        "too-many-readers",
+        503,
+        "as many follow the events as the agent serves at a time",
+        "Try again later, or ask with `follow=false` for what is known.",
+        ("retry_after_s",),
     ),
     ProblemType(
         "route-map-full",

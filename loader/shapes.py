@@ -3,16 +3,19 @@
 What is asked is checked against these to the letter; members that are not here are refused.
 """
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from loader.events import KINDS
 from loader.types import HTTP_LENGTH, UFRAG_LENGTH
 
 __all__ = [
     "Counters",
     "DrainAsked",
     "Draining",
+    "EventId",
+    "EventsQuery",
     "Flow",
     "Flows",
     "Health",
@@ -24,6 +27,7 @@ __all__ = [
     "Ready",
     "Registered",
     "Registration",
+    "Reloaded",
     "Route",
     "RouteAsked",
     "RouteMade",
@@ -41,7 +45,7 @@ Id = Annotated[
         description="A transceiver's id.",
         min_length=1,
         max_length=63,
-        pattern="^[A-Za-z0-9._-]+$",
+        pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$",
         examples=["x1"],
     ),
 ]
@@ -64,6 +68,17 @@ Instance = Annotated[
         pattern="^[!-~]+$",
     ),
 ]
+EventId = Annotated[
+    str,
+    Meta(
+        description="The id of the last event that the reader has.",
+        pattern="^[0-9]{1,16}$",
+    ),
+]
+if TYPE_CHECKING:
+    EventKind = str
+else:
+    EventKind = Literal[tuple(KINDS)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Url = Annotated[
     str,
@@ -205,6 +220,22 @@ class Draining(_Told, frozen=True, kw_only=True):
     deadline_s: Annotated[
         float | None, Meta(description="Seconds until what remains is ended; null for never.")
     ]
+
+
+class EventsQuery(_Asked, frozen=True, kw_only=True):
+    """Which events."""
+
+    kinds: Annotated[list[EventKind], Meta(description="Only these kinds.")] = []
+    follow: Annotated[
+        bool, Meta(description="Go on with what is yet to come; if not, end with what is known.")
+    ] = True
+
+
+class Reloaded(_Told, frozen=True, kw_only=True):
+    """What a reload came to: the keys that have changed, and those that only a restart changes."""
+
+    changed: list[str]
+    restart: list[str]
 
 
 class RoutesQuery(_Asked, frozen=True, kw_only=True):

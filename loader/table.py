@@ -29,6 +29,8 @@ __all__ = [
     "Registered",
     "Route",
     "RouteTable",
+    "check_id",
+    "check_ufrag",
     "instance_number",
 ]
 
@@ -136,6 +138,10 @@ class RouteTable:
             )
         return lease
 
+    def find(self, id: str) -> Lease | None:
+        """The transceiver's lease, or None."""
+        return self._leases.get(id)
+
     def drain_of(self, lease: Lease) -> Drain | None:
         """The drain because of which the transceiver gets no new routes: its own or the relay's."""
         return lease.drain or self.drain
@@ -193,7 +199,7 @@ class RouteTable:
         now: float,
     ) -> Registered:
         """Make or renew a lease. Raises Refused."""
-        _check_id(id)
+        check_id(id)
         number = instance_number(instance)
         if number in self._superseded:
             raise _superseded(id)
@@ -261,7 +267,7 @@ class RouteTable:
         transceiver makes checks of its own; *restarts*: the ufrag that the same session has had
         until now. Raises Refused."""
         lease = self._authorised(transceiver, instance)
-        _check_ufrag(ufrag)
+        check_ufrag(ufrag)
         owner = self._ufrags.get(ufrag)
         if owner is lease:
             if lease.routes[ufrag].checks != checks:
@@ -374,15 +380,23 @@ def _superseded(id: str) -> Refused:
     )
 
 
-def _check_id(id: str) -> None:
-    if not 1 <= len(id) <= 63 or not all(c.isascii() and (c.isalnum() or c in "-._") for c in id):
+def check_id(id: str) -> None:
+    """Raises Refused for what no transceiver can be called."""
+    if not (
+        1 <= len(id) <= 63
+        and id.isascii()
+        and id[0].isalnum()
+        and all(c.isalnum() or c in "-._" for c in id)
+    ):
         raise Refused(
             "bad-id",
-            f"{quoted(id)} is no id: give 1 to 63 letters, digits, hyphens, dots, underscores",
+            f"{quoted(id)} is no id: give 1 to 63 letters, digits, hyphens, dots, underscores, "
+            "a letter or digit first",
         )
 
 
-def _check_ufrag(ufrag: str) -> None:
+def check_ufrag(ufrag: str) -> None:
+    """Raises Refused for what no route can be called."""
     if not all(c.isascii() and (c.isalnum() or c in "+/") for c in ufrag):
         raise Refused(
             "bad-ufrag", "a ufrag has only letters, digits, + and / (RFC 8839 5.4): draw another"

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 from loader.errors import ShuntError
 
 if TYPE_CHECKING:
+    from loader.client import AgentClient
+
+if TYPE_CHECKING:
     from loader.configfile import Sources
 
 __all__ = ["main"]
@@ -106,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     transceiver = _noun(nouns, "transceiver", "the process that terminates WebRTC")
     run = _command(transceiver, "run", _transceiver_run, "serve calls, in the foreground")
     run.add_argument("--id", required=True)
-    run.add_argument("--agent", default=AGENT_SOCKET, metavar="PATH")
+    run.add_argument("--agent", default=AGENT_SOCKET, metavar="PATH|URL")
+    _credentials(run)
     run.add_argument("--udp", required=True, metavar="ADDR:PORT")
     run.add_argument("--http", required=True, metavar="ADDR:PORT")
     run.add_argument("--capacity", type=int, default=100, metavar="N")
@@ -123,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     _asking(
         _command(nouns, "counters", _list, "packets relayed, and dropped by reason"), "counters"
     )
+
+    events = _command(nouns, "events", _events, "what befalls sessions, as it does")
+    events.add_argument("--follow", action="store_true", help="go on with what is yet to come")
+    events.add_argument("--kinds", type=_names, default=(), metavar="KIND[,…]")
+    _of_an_agent(events)
+    _output(events)
 
     top = _command(nouns, "top", _top, "live view of the pinned maps", root=True)
     top.add_argument("--once", action="store_true", help="one picture, then exit")
@@ -207,7 +217,7 @@ def _output(parser: argparse.ArgumentParser) -> None:
 
 
 def _asking(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--socket", default=AGENT_SOCKET, metavar="PATH")
+    _of_an_agent(parser)
     parser.set_defaults(what=what)
     _output(parser)
 
@@ -217,9 +227,23 @@ def _draining(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--wait", action="store_true", help="show progress until it is over")
     how.add_argument("--cancel", action="store_true", help="call the drain off")
-    parser.add_argument("--socket", default=AGENT_SOCKET, metavar="PATH")
+    _of_an_agent(parser)
     parser.set_defaults(id=None)
     _output(parser)
+
+
+def _of_an_agent(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        *("--agent", "--socket"), default=AGENT_SOCKET, metavar="PATH|URL", help="whom to ask"
+    )
+    _credentials(parser)
+
+
+def _credentials(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--agent-token-file", type=Path, metavar="FILE", help="default: SHUNT_AGENT_TOKEN"
+    )
+    parser.add_argument("--agent-ca", type=Path, metavar="FILE", help="who signs for the agent")
 
 
 def _seconds(text: str) -> float:
@@ -399,6 +423,8 @@ def _transceiver_run(arguments: argparse.Namespace) -> int:
         TransceiverConfig(
             id=arguments.id,
             agent=arguments.agent,
+            agent_token=_token(arguments),
+            agent_ca=arguments.agent_ca,
             udp=arguments.udp,
             http=arguments.http,
             capacity=arguments.capacity,
@@ -408,12 +434,30 @@ def _transceiver_run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _drain(arguments: argparse.Namespace) -> int:
+def _client(arguments: argparse.Namespace) -> "AgentClient":
     from loader.client import AgentClient
+
+    return AgentClient(arguments.agent, token=_token(arguments), ca=arguments.agent_ca)
+
+
+def _token(arguments: argparse.Namespace) -> str | None:
+    """The first token of the file, or the environment's."""
+    from loader.client import TOKEN_VARIABLE
+
+    if arguments.agent_token_file is None:
+        return os.environ.get(TOKEN_VARIABLE)
+    try:
+        lines = arguments.agent_token_file.read_text("ascii").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShuntError(f"cannot read {arguments.agent_token_file}: {error}") from None
+    return next((line.strip() for line in lines if line.strip() and line[0] != "#"), None)
+
+
+def _drain(arguments: argparse.Namespace) -> int:
     from tools import drain
 
     return drain.run(
-        AgentClient(arguments.socket),
+        _client(arguments),
         arguments.id,
         deadline_s=arguments.deadline,
         wait=arguments.wait,
@@ -422,11 +466,20 @@ def _drain(arguments: argparse.Namespace) -> int:
     )
 
 
-def _list(arguments: argparse.Namespace) -> int:
-    from loader.client import AgentClient
+def _events(arguments: argparse.Namespace) -> int:
+    from tools import events
 
+    return events.run(
+        _client(arguments),
+        kinds=arguments.kinds,
+        follow=arguments.follow,
+        as_json=arguments.output == "json",
+    )
+
+
+def _list(arguments: argparse.Namespace) -> int:
     async def ask() -> dict[str, Any]:
-        async with AgentClient(arguments.socket) as agent:
+        async with _client(arguments) as agent:
             answer: dict[str, Any] = await getattr(agent, arguments.what)()
             return answer
 

@@ -47,6 +47,10 @@ class TransceiverConfig:
     http: str
     """HOST:PORT of signaling."""
     agent: str = DEFAULT_SOCKET
+    """The relay's agent: the path of its Unix socket, or a URL."""
+    agent_token: str | None = field(default=None, repr=False)
+    agent_ca: Path | None = None
+    """For an agent on another host: see `AgentClient`."""
     capacity: int = 100
     backend: str = "echo"
     api_key: str = field(default_factory=_key_from_environment, repr=False)
@@ -102,7 +106,7 @@ class Transceiver:
             raise _cannot_bind("UDP", config.udp, error) from error
         stack.callback(self.shared.close)
 
-        client = await stack.enter_async_context(AgentClient(config.agent))
+        client = await stack.enter_async_context(_agent(config))
         listener = _listen(config.http)
         stack.callback(listener.close)
         self.http_url = f"http://{text(listener.getsockname()[:2])}"
@@ -173,6 +177,10 @@ def _endpoint(text: str, option: str) -> Address:
             f"{option} {text!r} is not IP:PORT", f"write e.g. {option} 198.18.1.11:8080"
         ) from error
     return address, int(port)
+
+
+def _agent(config: TransceiverConfig) -> AgentClient:
+    return AgentClient(config.agent, token=config.agent_token, ca=config.agent_ca)
 
 
 def _listen(text: str) -> socket.socket:

@@ -5,7 +5,7 @@ neither knows of something that the other does not.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -14,15 +14,17 @@ from msgspec import Struct
 from loader import shapes
 from loader.agent import Agent
 from loader.api.answers import json_answer
+from loader.api.stream import Streams
+from loader.configfile import BadConfig
+from loader.errors import ShuntError
 from loader.exposition import telling
 from loader.problems import PROBLEMS, ProblemType, Refused, quoted
 from loader.table import LEASE_SECONDS
 
-__all__ = ["ALWAYS", "OPERATIONS", "Call", "Operation", "Text"]
+__all__ = ["DESCRIPTION", "OPERATIONS", "STREAMS", "Call", "Operation", "Text"]
 
-ALWAYS = ("malformed-request", "malformed-query", "unauthorized", "forbidden", "internal-error")
-"""Problems that any operation may have."""
-
+_ALWAYS = ("malformed-request", "malformed-query", "unauthorized", "forbidden", "internal-error")
+_OF_PATHS = (("id", "bad-id"), ("ufrag", "bad-ufrag"))
 _BODY = ("malformed-body", "body-too-large", "unsupported-media-type", "request-timeout")
 _MINE = ("malformed-header", "unknown-transceiver", "superseded", "not-yours")
 
@@ -49,8 +51,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One operation. *answers*: by status, what the answer holds, or None for nothing; *problems*:
-    those besides `ALWAYS`; *instance*: whether it asks who is speaking."""
+    """One operation. *answers*: by status, what the answer holds, or None for nothing; *headers*:
+    fields that it reads if they are there, and their types; *instance*: whether it asks who is
+    speaking; *operator*: whether, over the Unix socket, it is for root and the agent's own user
+    alone; *problems*: those besides what any operation may have."""
 
     name: str
     method: str
@@ -60,8 +64,16 @@ class Operation:
     answers: Mapping[int, type[Struct] | Text | None]
     body: type[Struct] | None = None
     query: type[Struct] | None = None
+    headers: tuple[tuple[str, Any], ...] = ()
     instance: bool = False
-    problems: tuple[str, ...] = field(default=())
+    operator: bool = False
+    problems: tuple[str, ...] = ()
+
+    @property
+    def all_problems(self) -> tuple[str, ...]:
+        """Every problem that it may have."""
+        of_path = tuple(problem for name, problem in _OF_PATHS if f"{{{name}}}" in self.path)
+        return (*_ALWAYS, *of_path, *self.problems)
 
 
 async def _register(call: Call) -> web.Response:
@@ -101,6 +113,31 @@ async def _remove_route(call: Call) -> web.Response:
 
 async def _transceivers(call: Call) -> web.Response:
     return json_answer(call.agent.transceivers())
+
+
+async def _events(call: Call) -> web.StreamResponse:
+    streams = call.request.app[STREAMS]
+    return await streams.tell(call.request, kinds=call.query.kinds, follow=call.query.follow)
+
+
+async def _reload(call: Call) -> web.Response:
+    try:
+        reloaded = await call.agent.reloading.reload()
+    except BadConfig as bad:
+        faults = [
+            {"what": str(fault), "cure": fault.cure, "key": fault.key} for fault in bad.faults
+        ]
+        raise Refused("configuration-refused", bad.what, faults=faults) from None
+    except ShuntError as error:
+        faults = [{"what": error.what, "cure": error.cure, "key": ""}]
+        raise Refused("configuration-refused", error.what, faults=faults) from None
+    return json_answer(
+        shapes.Reloaded(changed=list(reloaded.changed), restart=list(reloaded.restart))
+    )
+
+
+async def _openapi(call: Call) -> web.Response:
+    return web.Response(body=call.request.app[DESCRIPTION], content_type="application/json")
 
 
 async def _drain(call: Call) -> web.Response:
@@ -167,6 +204,12 @@ def _told(problem: ProblemType) -> shapes.ProblemType:
     )
 
 
+DESCRIPTION: web.AppKey[bytes] = web.AppKey("description", bytes)
+"""The description of the API as it is served."""
+
+STREAMS: web.AppKey[Streams] = web.AppKey("streams", Streams)
+"""The readers of events."""
+
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         name="register",
@@ -177,7 +220,7 @@ OPERATIONS: tuple[Operation, ...] = (
         body=shapes.Registration,
         answers={201: shapes.Registered, 200: shapes.Registered},
         problems=(
-            *(*_BODY, "bad-id", "address-not-allowed", "address-of-the-relay"),
+            *(*_BODY, "address-not-allowed", "address-of-the-relay"),
             *("address-not-served", "superseded", "transceiver-map-full"),
         ),
     ),
@@ -209,7 +252,7 @@ OPERATIONS: tuple[Operation, ...] = (
         instance=True,
         answers={201: shapes.RouteMade, 200: shapes.RouteMade},
         problems=(
-            *(*_BODY, *_MINE, "bad-ufrag", "ufrag-taken", "route-differs"),
+            *(*_BODY, *_MINE, "ufrag-taken", "route-differs"),
             *("quota-exceeded", "route-map-full", "draining", "unknown-route"),
         ),
     ),
@@ -262,6 +305,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         name="drain_relay",
+        operator=True,
         method="POST",
         path="/v1/drain",
         summary="Give the relay no new routes, until it is empty or a deadline has passed",
@@ -280,6 +324,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         name="call_off_drain_of_relay",
+        operator=True,
         method="DELETE",
         path="/v1/drain",
         summary="Call the drain of the relay off",
@@ -301,6 +346,27 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Packets relayed, passed, and dropped by reason",
         do=_counters,
         answers={200: shapes.Counters},
+    ),
+    Operation(
+        name="events",
+        method="GET",
+        path="/v1/events",
+        summary="What befalls sessions, as it does (Server-Sent Events); Last-Event-ID resumes",
+        do=_events,
+        query=shapes.EventsQuery,
+        headers=(("Last-Event-ID", shapes.EventId),),
+        answers={200: Text(("text/event-stream",))},
+        problems=("malformed-header", "too-many-readers"),
+    ),
+    Operation(
+        name="reload",
+        operator=True,
+        method="POST",
+        path="/v1/reload",
+        summary="Read the configuration again, and change what can change without a restart",
+        do=_reload,
+        answers={200: shapes.Reloaded},
+        problems=("configuration-refused",),
     ),
     Operation(
         name="metrics",
@@ -326,6 +392,14 @@ OPERATIONS: tuple[Operation, ...] = (
         do=_ready,
         answers={200: shapes.Ready},
         problems=("not-ready", "draining"),
+    ),
+    Operation(
+        name="openapi",
+        method="GET",
+        path="/openapi.json",
+        summary="This description (OpenAPI 3.1)",
+        do=_openapi,
+        answers={200: Text(("application/json",))},
     ),
     Operation(
         name="problems",

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
-from msgspec.inspect import BoolType, IntType, Type, type_info
+from msgspec.inspect import BoolType, IntType, ListType, LiteralType, Metadata, Type, type_info
 
 from loader.problems import Refused, quoted
 from loader.shapes import Instance
@@ -73,7 +73,7 @@ async def _bytes(request: web.Request) -> bytes:
 def read_query(request: web.Request, shape: type[T]) -> T:
     """The query parameters as *shape*: numbers and truth values as JSON writes them, lists with
     commas. Raises Refused."""
-    fields = {field.encode_name: type_info(field.type) for field in msgspec.structs.fields(shape)}
+    fields = {field.encode_name: _kind(field.type) for field in msgspec.structs.fields(shape)}
     given: dict[str, Any] = {}
     for name, text in request.query.items():
         if name not in fields:
@@ -88,9 +88,20 @@ def read_query(request: web.Request, shape: type[T]) -> T:
         raise _malformed_query(pointer[2:].partition("/")[0], what) from None
 
 
+def _kind(annotation: Any) -> Type:
+    kind = type_info(annotation)
+    return kind.type if isinstance(kind, Metadata) else kind
+
+
 def _value(name: str, text: str, kind: Type) -> Any:
-    if isinstance(kind, msgspec.inspect.ListType):
-        return text.split(",")
+    if isinstance(kind, ListType):
+        values = text.split(",")
+        if isinstance(kind.item_type, LiteralType):
+            for value in values:
+                if value not in kind.item_type.values:
+                    others = _other(value, kind.item_type.values)
+                    raise _malformed_query(name, f"none of the {name} is {others}")
+        return values
     if not isinstance(kind, IntType | BoolType):
         return text
     try:

@@ -8,16 +8,22 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from loader.agent import Agent
-from loader.api.answers import problem_answer, refusal_of
-from loader.api.operations import OPERATIONS, Call, Operation
+from loader.api.access import Access
+from loader.api.answers import problem_answer
+from loader.api.connection import Connection
+from loader.api.description import describe
+from loader.api.operations import DESCRIPTION, OPERATIONS, STREAMS, Call, Operation
 from loader.api.reading import BODY_BYTES, read_body, read_instance, read_query
+from loader.api.stream import Streams
 from loader.exposition import measuring
-from loader.problems import MEDIA_TYPE, Refused
+from loader.problems import Refused
 from loader.shapes import NothingAsked
+from loader.table import check_id, check_ufrag
 
 __all__ = ["Runner", "application"]
 
@@ -31,16 +37,32 @@ SHUTDOWN_SECONDS = 5.0
 """That requests under way get when the agent stops."""
 
 _AGENT: web.AppKey[Agent] = web.AppKey("agent", Agent)
+_ACCESS: web.AppKey[Access] = web.AppKey("access", Access)
+
+_CHECKS: dict[str, Callable[[str], None]] = {"id": check_id, "ufrag": check_ufrag}
+"""Of what stands in paths, by name."""
+
+OPERATOR = "operator"
+"""In a request: whether it comes from an operator."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def application(agent: Agent) -> web.Application:
-    """The HTTP API over an agent."""
+def application(agent: Agent, access: Access | None = None) -> web.Application:
+    """The HTTP API over an agent; over TCP, to those to whom *access* is given."""
     app = web.Application(
         middlewares=[measuring(agent.metrics), _answer], client_max_size=BODY_BYTES
     )
     app[_AGENT] = agent
+    app[DESCRIPTION] = msgspec.json.format(msgspec.json.encode(describe()))
+    if access:
+        app[_ACCESS] = access
+    app[STREAMS] = streams = Streams(agent.events)
+
+    async def end_streams(_app: web.Application) -> None:
+        streams.end()
+
+    app.on_shutdown.append(end_streams)
     for operation in OPERATIONS:
         # A ufrag may have slashes in it.
         path = re.sub(r"\{ufrag\}", "{ufrag:.+}", operation.path)
@@ -53,6 +75,11 @@ def application(agent: Agent) -> web.Application:
 
 def _handler(operation: Operation) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
+        if operation.operator and not request[OPERATOR]:
+            raise Refused("forbidden", f"{operation.name} is for root and the agent's own user")
+        for name, value in request.match_info.items():
+            if name in _CHECKS:
+                _CHECKS[name](value)
         query = read_query(request, operation.query or NothingAsked)
         instance = read_instance(request) if operation.instance else ""
         body = await read_body(request, operation.body) if operation.body else None
@@ -67,22 +94,33 @@ def _handler(operation: Operation) -> Handler:
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Only to those who may ask; what is refused, as a problem."""
     try:
-        _check_who_asks(request)
+        request[OPERATOR] = _who_asks(request)
         return await handler(request)
     except Refused as refused:
-        return problem_answer(refused)
+        answer = problem_answer(refused)
+        if refused.status in (401, 408):
+            answer.force_close()
+        return answer
 
 
-def _check_who_asks(request: web.Request) -> None:
+def _who_asks(request: web.Request) -> bool:
+    """Whether one who may ask may do so as an operator. Raises Refused for others."""
     transport = request.transport
     if transport is None:
         raise ConnectionResetError
-    uid = _peer_uid(transport.get_extra_info("socket"))
-    if uid not in {0, os.geteuid()} | request.app[_AGENT].config.uids:
+    connection = transport.get_extra_info("socket")
+    if connection.family != sockets.AF_UNIX:
+        access, given = request.app.get(_ACCESS), request.headers.get("Authorization")
+        if not (access and given and access.tokens.accept(given)):
+            what = "the token is none of the agent's" if given else "a token is missing"
+            raise Refused("unauthorized", f"{what}: send Authorization: Bearer TOKEN")
+        return True
+    uid, operators = _peer_uid(connection), {0, os.geteuid()}
+    if uid not in operators | request.app[_AGENT].config.uids:
         raise Refused(
-            "forbidden",
-            f"user {uid} may not use the agent: add it to `users` in [api] of its configuration",
+            "forbidden", f"user {uid} may not use the agent: add it to `users` in its configuration"
         )
+    return uid in operators
 
 
 def _peer_uid(connection: Any) -> int:
@@ -91,43 +129,12 @@ def _peer_uid(connection: Any) -> int:
     return int(uid)
 
 
-class _Connection(RequestHandler):
-    """A connection to a client. Also what never gets to an operation fails with a problem."""
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        if isinstance(resp, web.HTTPException) and resp.content_type != MEDIA_TYPE:
-            resp = problem_answer(refusal_of(resp, request))
-        return await super().finish_response(request, resp, start_time)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """The answer to what is no HTTP, and to what the agent failed at."""
-        if status < 500:
-            log.info("a request that is no HTTP: %r", message)
-            refused = Refused("malformed-request", f"the request is malformed: {message}")
-        else:
-            log.error("%s %s failed", request.method, request.rel_url.raw_path, exc_info=exc)
-            refused = Refused("internal-error", "the agent failed at this; its log says how")
-        if request.writer.output_size > 0:
-            raise ConnectionError("a part of the answer is out already")
-        answer = problem_answer(refused)
-        answer.force_close()
-        return answer
-
-
 class _Server(web.Server):
     def __call__(self) -> RequestHandler:
-        return _Connection(
+        return Connection(
             self,
             loop=self._loop,
-            access_log=None,  # type: ignore[arg-type]
+            access_log=None,
             keepalive_timeout=HEAD_SECONDS,
             auto_decompress=False,
         )
@@ -135,6 +142,18 @@ class _Server(web.Server):
 
 class Runner(web.AppRunner):
     """Serves an application whose every failure is a problem."""
+
+    def protocol(self, *, on_lost: Callable[[], None]) -> Callable[[], RequestHandler]:
+        """Makes what serves one connection; *on_lost* is called when that has ended."""
+
+        def make() -> RequestHandler:
+            assert self.server
+            connection = self.server()
+            assert isinstance(connection, Connection)
+            connection.when_lost(on_lost)
+            return connection
+
+        return make
 
     def __init__(self, app: web.Application) -> None:
         super().__init__(app, shutdown_timeout=SHUTDOWN_SECONDS)

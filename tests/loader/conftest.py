@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import trustme
 
 from loader import datapath, types
 from loader.client import Vip
@@ -35,6 +36,9 @@ RELAY_INSIDE = "198.18.1.1"
 TRANSCEIVER = "198.18.1.11"
 RELAY_INSIDE6 = "2001:db8:118::1"
 TRANSCEIVER6 = "2001:db8:118::11"
+TCP_PORT = 8443
+TCP_URL = f"https://{RELAY_INSIDE}:{TCP_PORT}"
+TOKEN = "a-token-of-the-tests-0123456789abcdef"
 INSTANCE = "0123456789abcdef-first"
 OTHER_INSTANCE = "fedcba9876543210-second"
 
@@ -295,7 +299,8 @@ def agent_arguments(
 
 class AgentProcess:
     """A running agent. *ports*: of inside addresses; *before*: what starts the process, with its
-    arguments. What its arguments leave open can be written into the file *config*."""
+    arguments. What its arguments leave open can be written into its configuration file, which is
+    *config* at the start."""
 
     def __init__(
         self,
@@ -305,6 +310,7 @@ class AgentProcess:
         *,
         ports: str = f"{FIRST_PORT}-{LAST_PORT}",
         before: tuple[str, ...] = (),
+        config: str = "",
     ) -> None:
         self.host = host
         self.pins = pins
@@ -312,7 +318,7 @@ class AgentProcess:
         self._before = before
         self.socket = folder / "agent.sock"
         self.config = folder / "agent.toml"
-        self.config.touch()
+        self.config.write_text(config)
         self._log = folder / "agent.log"
         self.start()
 
@@ -320,7 +326,7 @@ class AgentProcess:
         """Start, or start again, and wait until it serves; the code is that below *tree*."""
         self.process = self.spawn(log=self._log, tree=tree)
         try:
-            eventually("the agent is ready", self._ready, within=60)
+            eventually("the agent is ready", self._ready, within=120)
         except BaseException:
             self.kill()
             raise
@@ -368,8 +374,9 @@ class AgentProcess:
 
 @pytest.fixture(scope="session")
 def shared_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
-    """An agent in a host of its own that tests may ask anything, but not break."""
-    yield from _agent("shared", tmp_path_factory)
+    """An agent in a host of its own that tests may ask anything, but not break; over TCP too, at
+    `TCP_URL`, with `TOKEN`, its certificate signed by `ca.pem` beside its socket."""
+    yield from _agent("shared", tmp_path_factory, tcp=True)
 
 
 @pytest.fixture(scope="session")
@@ -387,11 +394,30 @@ def own_agent(_own_agent: AgentProcess) -> AgentProcess:
     return _own_agent
 
 
-def _agent(name: str, folders: pytest.TempPathFactory) -> Iterator[AgentProcess]:
+def serving_tcp(folder: Path) -> str:
+    """The configuration of an agent that serves TCP; its files are in *folder*."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    certificate = authority.issue_cert(RELAY_INSIDE)
+    certificate.cert_chain_pems[0].write_to_path(folder / "tls.crt")
+    secrets = {"tls.key": certificate.private_key_pem.bytes(), "tokens": f"{TOKEN}\n".encode()}
+    for name, secret in secrets.items():
+        (folder / name).touch(mode=0o600)
+        (folder / name).write_bytes(secret)
+    return (
+        f'[api.tcp]\nlisten = "{RELAY_INSIDE}:{TCP_PORT}"\ntoken_file = "{folder}/tokens"\n'
+        f'certificate = "{folder}/tls.crt"\nkey = "{folder}/tls.key"\n'
+    )
+
+
+def _agent(
+    name: str, folders: pytest.TempPathFactory, *, tcp: bool = False
+) -> Iterator[AgentProcess]:
     host = make_host(f"{os.getpid()}-{name}")
     pins = PINS.with_name(f"{PINS.name}-{name}")
     try:
-        agent = AgentProcess(host, folders.mktemp(name), pins)
+        folder = folders.mktemp(name)
+        agent = AgentProcess(host, folder, pins, config=serving_tcp(folder) if tcp else "")
         yield agent
         agent.stop()
     finally:

@@ -162,6 +162,7 @@ def test_every_key_can_be_given_by_its_variable(path: Path) -> None:
         "SHUNT_AGENT_API_TCP_TOKEN_FILE": "/t",
         "SHUNT_AGENT_API_TCP_CERTIFICATE": "/c",
         "SHUNT_AGENT_API_TCP_KEY": "/k",
+        "SHUNT_AGENT_API_TCP_PLAINTEXT": "true",
         "SHUNT_AGENT_TRANSCEIVERS_PREFIXES": "10.0.0.0/8",
         "SHUNT_AGENT_TRANSCEIVERS_MAX_ROUTES": "10",
         "SHUNT_AGENT_LOG_LEVEL": "error",

@@ -351,7 +351,7 @@ def test_every_ufrag_that_fits_is_taken(table: RouteTable, ufrag: str) -> None:
     assert table.add_route(ufrag, transceiver="x1", instance=FIRST)
 
 
-@pytest.mark.parametrize("id", ["", "x" * 64, "x/1", "x 1", "é", "x\n"])
+@pytest.mark.parametrize("id", ["", "x" * 64, "x/1", "x 1", "é", "x\n", ".", "..", "-x"])
 def test_what_is_no_id_is_refused(table: RouteTable, id: str) -> None:
     with pytest.raises(Refused) as error:
         register(table, id)
