@@ -149,10 +149,11 @@ struct shunt_about {
 	__u32 upgrades;    /* how often another program has */
 	__u32 migrations;  /* how often maps of another layout were brought over into these */
 	__u64 drain_since; /* of the relay; of the monotonic clock, in ns */
-	__u32 unused[6];
-	__u32 length; /* of what follows */
-	__u32 unused_too;
-	__u8 layout[SHUNT_LAYOUT_LENGTH]; /* JSON; see loader/layout.py */
+	__u8 source[24];   /* a digest of what the program was compiled of */
+	/* How the maps are laid out, in JSON (loader/layout.py), for other versions: stays where it is. */
+	__u32 length;
+	__u32 filled; /* maps of another layout are being brought over into these */
+	__u8 layout[SHUNT_LAYOUT_LENGTH];
 };
 
 enum shunt_state {

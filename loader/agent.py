@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from loader import datapath, types
+from loader import types
 from loader.accounts import accounts_of
 from loader.addresses import host_address, http_url
+from loader.carriers import Attachment, attach
 from loader.config import AgentConfig, outdated
+from loader.datapath import pinned_program
 from loader.draining import Drains
 from loader.errors import ShuntError
 from loader.events import EventLog
@@ -24,7 +26,7 @@ from loader.flows import FlowTable
 from loader.follow import Follower
 from loader.housekeeping import Housekeeping
 from loader.leases import lease_of, relay_drain, write_lease
-from loader.maps import Maps
+from loader.maps import Maps, versioned
 from loader.metrics import Metrics
 from loader.network import Network
 from loader.picture import (
@@ -78,7 +80,7 @@ class Agent:
 
     # Start.
 
-    def configure(self, attachments: list[datapath.Attachment]) -> None:
+    def configure(self, attachments: list[Attachment]) -> None:
         """Write settings and interfaces into the maps. The program may be attached already."""
         self.following.begin(attachments, inside=self.config.inside)
         settings = self.config.settings(
@@ -96,7 +98,7 @@ class Agent:
             self.reloading,
             self.events,
             accounts=lambda: self.housekeeping.transceiver_accounts(),
-            program_tag=lambda: datapath.pinned_program(self.config.pins).tag,
+            program_tag=lambda: pinned_program(versioned(self.config.pins)).tag,
             clock=self._clock,
         )
         self.housekeeping = Housekeeping(
@@ -299,8 +301,8 @@ class Agent:
         """Why the relay cannot do its work, or None if it can."""
         return self.following.not_ready()
 
-    def _reattach(self, interface: str) -> datapath.Attachment:
-        (attachment,) = datapath.attach(self.config.pins, [interface])
+    def _reattach(self, interface: str) -> Attachment:
+        (attachment,) = attach(self.config.pins, [interface])
         return attachment
 
     def _address(self, id: str, text: str) -> str:

@@ -33,17 +33,20 @@ __all__ = [
     "wait_for_programs",
 ]
 
-_LOOKUP, _UPDATE, _DELETE, _LOOKUP_BATCH = 1, 2, 3, 24
+_LOOKUP, _UPDATE, _DELETE = 1, 2, 3
 _OBJ_PIN, _OBJ_GET, _TEST_RUN, _PROGRAM_BY_ID, _INFO_BY_FD, _TAKE = 6, 7, 10, 13, 15, 21
-_DELETE_BATCH = 27
+_LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 24, 26, 27
 _MAP_CREATE, _ARRAY, _ARRAY_OF_MAPS = 0, 2, 12
 
 NOEXIST, EXIST = 1, 2
+READ_ONLY_PROGRAM = 1 << 7  # a flag that BCC sets for maps that no program writes
 _LIVE_FRAMES = 1 << 1
 
 _BATCH = 4096  # entries of a hash, asked for at a time
 
 _PERCPU = {5, 6}  # BPF_MAP_TYPE_PERCPU_HASH, …_PERCPU_ARRAY
+ARRAYS = {2, 6}
+MMAPABLE = 1 << 10
 _NUMBERS = {"x86_64": 321, "aarch64": 280}
 MACHINES = frozenset(_NUMBERS)
 """Those whose bpf(2) this knows, by `uname -m`."""
@@ -224,9 +227,12 @@ class Map:
         self.descriptor = descriptor
         self.info = map_info(descriptor)
         self._percpu = self.info.type in _PERCPU
-        self._stride = (self.info.value_size + 7) // 8 * 8
-        self._room = self._stride * possible_cpus() if self._percpu else self.info.value_size
+        self.stride = (self.info.value_size + 7) // 8 * 8
+        """Bytes from one value to the next in mapped memory, and from one CPU's to the next's."""
+        self._room = self.stride * possible_cpus() if self._percpu else self.info.value_size
         self._value = ctypes.create_string_buffer(self._room)
+        self.width = self.stride if self._percpu else self.info.value_size
+        """Bytes of a value, or of one CPU's, as `lookup` and `values` give it."""
 
     @classmethod
     def open(cls, path: Path) -> "Map":
@@ -282,6 +288,20 @@ class Map:
         if len(value) != self._room:
             raise ValueError(f"value of {len(value)} bytes, not {self._room}")
         self._element(_UPDATE, key, ctypes.create_string_buffer(value, len(value)), flags)
+
+    def update_many(self, keys: bytes, values: bytes) -> None:
+        """Set values, key by key, each behind the one before; of all CPUs if it is per CPU. Raises
+        OSError, and then some may be set."""
+        count = len(keys) // self.info.key_size
+        if len(values) != count * self._room or len(keys) != count * self.info.key_size:
+            raise ValueError(f"{len(keys)} bytes of keys and {len(values)} of values do not fit")
+        if not count:
+            return
+        buffers = (ctypes.create_string_buffer(each, len(each)) for each in (keys, values))
+        key_buffer, value_buffer = buffers
+        places = _address(key_buffer), _address(value_buffer)
+        batch = _attributes("QQQQIIQQ", 0, 0, *places, count, self.descriptor, 0, 0)
+        _bpf(_UPDATE_BATCH, batch)
 
     def take(self, key: bytes) -> bytes | None:
         """Delete an entry of a hash; the value that it had, or None."""
@@ -364,6 +384,6 @@ class Map:
     def memory(self, *, writable: bool) -> mmap.mmap:
         """The values of an mmapable array, as the kernel itself sees them: each begins at a
         multiple of 8 bytes."""
-        length = -(-self._stride * self.info.max_entries // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = -(-self.stride * self.info.max_entries // mmap.PAGESIZE) * mmap.PAGESIZE
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         return mmap.mmap(self.descriptor, length, mmap.MAP_SHARED, access)

@@ -1,9 +1,9 @@
 """Compiles the program, loads it and pins it with its maps; run as a process of its own.
 
-`python -m loader.compile PINS [INSIDE]` does it and ends; INSIDE is how many inside addresses the
-maps are made for. So the compiler's hundred megabytes, and whatever it might do wrong, are never
-the agent's. Maps that are pinned already are taken over with all they hold; the program's pin is
-replaced in one step.
+`python -m loader.compile FOLDER [INSIDE]` does it and ends; INSIDE is how many inside addresses
+the maps are made for. So the compiler's hundred megabytes, and whatever it might do wrong, are
+never the agent's. Maps that are pinned already are taken over with all they hold; the program's
+pin is replaced in one step.
 """
 
 import os
@@ -11,21 +11,16 @@ import sys
 from pathlib import Path
 
 from loader import bpf
-from loader.maps import versioned
+from loader.pinned_set import PARTS, PROGRAM
 from loader.sizes import sizes
 from loader.source import compiler_flags, entry_source, kernel_source, parts
 
-__all__ = ["PARTS", "PROGRAM", "compile_and_pin"]
-
-PROGRAM = "program"
-PARTS = "parts-"
-"""With the program's id behind it, the pin of the map that its tail calls go through."""
+__all__ = ["compile_and_pin"]
 
 
-def compile_and_pin(pins: Path, inside: int = 1) -> None:
-    """Compile for this kernel and pin below *pins*. BCC writes what went wrong to stderr."""
+def compile_and_pin(folder: Path, inside: int = 1) -> None:
+    """Compile for this kernel and pin in *folder*. BCC writes what went wrong to stderr."""
     flags = sizes(inside).flags
-    folder = versioned(pins)
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["BCC_KERNEL_SOURCE"] = str(kernel_source())
     from bcc import BPF  # it looks for kernel headers once, when imported

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from aiohttp import web
 
-from loader import bpf, datapath
+from loader import carriers, datapath, upgrade
 from loader.agent import Agent
 from loader.api import Access, Listener, Runner, application
-from loader.capabilities import Capability, held, require
+from loader.capabilities import Capability, require
+from loader.carriers import Attachment
 from loader.config import AgentConfig
 from loader.errors import ShuntError
 from loader.logs import EventLines
-from loader.maps import DEFAULT_PINS, Maps
+from loader.maps import DEFAULT_PINS, Maps, versioned
 from loader.network import Network
 from loader.reloading import Reloading
 from loader.supervision import Supervision
@@ -35,14 +36,15 @@ _BACKLOG = 128
 
 
 def load(config: AgentConfig) -> None:
-    """Load and pin the program, for an agent with this configuration that may not do so itself.
-
-    Raises ShuntError, also while an agent runs.
+    """Load and pin this version's program beside the one that is at work, if that is another, for
+    an agent that may not do so itself. It is at work when such an agent begins; one that runs is
+    not disturbed, and what cannot be is known before that has to stop. Raises ShuntError.
     """
     datapath.make_room(config.pins)
-    with _owned(config.pins):
-        program = datapath.load(config.pins, len(config.inside_entries))
-        log.info("program %s (id %d) is pinned", program.tag, program.id)
+    try:
+        upgrade.stage(upgrade.plan(config.pins, len(config.inside_entries)))
+    except PermissionError as error:
+        raise datapath.not_permitted(config.pins, error) from None
 
 
 def run(config: AgentConfig, *, read: Callable[[], AgentConfig] | None = None) -> None:
@@ -77,19 +79,25 @@ def _run(reloading: Reloading) -> None:
     datapath.make_room(config.pins)
     with _owned(config.pins), closing(Supervision()) as supervision:
         supervision.status("taking over the relay")
-        program = _program(config)
-        log.info("program %s (id %d) is loaded", program.tag, program.id)
+        attachments = _take_over(config)
         with Maps(config.pins, writable=True) as maps:
-            asyncio.run(_serve(reloading, maps, supervision))
+            asyncio.run(_serve(reloading, maps, attachments, supervision))
 
 
-def _program(config: AgentConfig) -> bpf.ProgramInfo:
-    """A fresh one. What that takes lets one read the kernel's memory, too, so an agent may well be
-    kept from it: then the one that `load` has left."""
-    inside = len(config.inside_entries)
-    if Capability.PERFMON in held():
-        return datapath.load(config.pins, inside)
-    return datapath.loaded(config.pins, inside)
+def _take_over(config: AgentConfig) -> list[Attachment]:
+    try:
+        upgrade.recover(config.pins)
+        plan = upgrade.plan(config.pins, len(config.inside_entries))
+        log.info("%s", plan.words)
+        attachments = upgrade.carry_out(plan, config.interfaces)
+    except PermissionError as error:
+        raise datapath.not_permitted(config.pins, error) from None
+    program = datapath.pinned_program(versioned(config.pins))
+    log.info("program %s (id %d) is at work", program.tag, program.id)
+    for each in attachments:
+        why = f" ({each.why})" if each.why else ""
+        log.info("%s: %s mode%s", each.interface, each.mode.name.lower(), why)
+    return attachments
 
 
 @contextmanager
@@ -113,15 +121,12 @@ def _owned(pins: Path) -> Iterator[None]:
         os.close(lock)
 
 
-async def _serve(reloading: Reloading, maps: Maps, supervision: Supervision) -> None:
-    config = reloading.config
-    attachments = await asyncio.to_thread(datapath.attach, config.pins, config.interfaces)
-    for attachment in attachments:
-        why = f" ({attachment.why})" if attachment.why else ""
-        log.info("%s: %s mode%s", attachment.interface, attachment.mode.name.lower(), why)
+async def _serve(
+    reloading: Reloading, maps: Maps, attachments: list[Attachment], supervision: Supervision
+) -> None:
     with Network() as network:
         await network.look()
-        agent = Agent(config, maps, network, reloading=reloading)
+        agent = Agent(reloading.config, maps, network, reloading=reloading)
         agent.events.listen(EventLines())
         agent.configure(attachments)
         agent.adopt()
@@ -250,6 +255,6 @@ def unload(pins: Path = DEFAULT_PINS) -> None:
     there is none. Raises ShuntError while an agent runs."""
     require(Capability.NET_ADMIN, what="unloading the relay")
     with _owned(pins) if pins.is_dir() else nullcontext():
-        datapath.unload(pins)
+        carriers.unload(pins)
         with Network() as network:
             network.release(network.kept())

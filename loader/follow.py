@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from loader.datapath import Attachment
+from loader.carriers import Attachment
 from loader.events import EventLog
 from loader.interfaces import Interfaces, State
 from loader.links import Link

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from loader import bpf, types
-from loader.datapath import Attachment
+from loader.carriers import Attachment
 from loader.errors import ShuntError
 from loader.events import EventLog
 from loader.links import Links

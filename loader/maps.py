@@ -102,7 +102,7 @@ def check_shapes(pins: Path, sizes: Sizes) -> None:
 
 
 def _check_shape(path: Path, info: bpf.MapInfo, shape: Shape) -> None:
-    flags = info.flags & ~_READ_ONLY_PROGRAM
+    flags = info.flags & ~bpf.READ_ONLY_PROGRAM
     if shape != (info.type, info.key_size, info.value_size, info.max_entries, flags):
         raise _unknown_shape(path)
 
@@ -163,7 +163,6 @@ _KEY = struct.Struct(f"=I{types.UFRAG_LENGTH + 4}s")
 """`types.Ufrag`, which takes ten times as long to fill."""
 _UFRAG = np.dtype([("length", "<u4"), ("text", f"S{types.UFRAG_LENGTH + 4}")])
 _NAMES = tuple(shapes(sizes(1)))
-_READ_ONLY_PROGRAM = 1 << 7
 _WORD = np.dtype({"names": ["word"], "formats": ["<u4"], "offsets": [0], "itemsize": 8})
 """An array's elements begin 8 bytes apart, whatever their size."""
 
@@ -209,8 +208,11 @@ class Maps:
     have another shape than this version's.
     """
 
-    def __init__(self, pins: Path = DEFAULT_PINS, *, writable: bool = False) -> None:
-        folder = versioned(pins)
+    def __init__(
+        self, pins: Path = DEFAULT_PINS, *, writable: bool = False, folder: Path | None = None
+    ) -> None:
+        """Those below *pins*, or in another *folder*."""
+        folder = folder or versioned(pins)
         self._maps: dict[str, bpf.Map] = {}
         try:
             self._open(folder)
@@ -386,6 +388,16 @@ class Maps:
     def remove_routes(self, ufrags: Iterable[str]) -> int:
         """Remove many routes at once; how many there were."""
         return self._maps["routes"].delete_all(b"".join(map(ufrag_key, ufrags)))
+
+    # The index of established flows.
+
+    def buckets(self) -> npt.NDArray[Any]:
+        """A copy of the index, whose fields are those of `types.Bucket`."""
+        return np.frombuffer(bytearray(self._maps["flows"].values()), np.dtype(types.Bucket))
+
+    def set_buckets(self, indexes: npt.NDArray[np.intp], buckets: npt.NDArray[Any]) -> None:
+        """Write these buckets. What the program puts into one of them meanwhile is lost."""
+        self._maps["flows"].update_many(indexes.astype("<u4").tobytes(), buckets.tobytes())
 
     # Slots.
 

@@ -5,11 +5,22 @@ project's own headers are laid into the entry file, with `#line` marks that keep
 message pointing at the file a person would edit.
 """
 
+import hashlib
 import re
 import sysconfig
 from pathlib import Path
 
-__all__ = ["BPF_FOLDER", "compiler_flags", "entries", "entry_source", "kernel_source", "parts"]
+from loader.sizes import sizes
+
+__all__ = [
+    "BPF_FOLDER",
+    "compiler_flags",
+    "digest",
+    "entries",
+    "entry_source",
+    "kernel_source",
+    "parts",
+]
 
 BPF_FOLDER = Path(__file__).resolve().parent.parent / "bpf"
 
@@ -45,6 +56,17 @@ def entries(header: str) -> list[tuple[int, str, str]]:
 def parts() -> dict[int, str]:
     """The functions that the program calls by tail call, by their index in the map `parts`."""
     return {number: f"shunt_{name}" for number, name, _meaning in entries("parts.h")}
+
+
+def digest(inside: int) -> bytes:
+    """Of all that a program for so many inside addresses is compiled of, but the kernel's headers
+    and the compiler itself: 24 bytes, and the same only if the source is."""
+    flags = " ".join(sizes(inside).flags)
+    hashed = hashlib.blake2b(digest_size=24)
+    hashed.update(f"{entry_source()}\0{flags}\0{sorted(parts().items())}".encode())
+    for header in sorted(kernel_source().rglob("*.h")):
+        hashed.update(header.read_bytes())
+    return hashed.digest()
 
 
 def kernel_source() -> Path:

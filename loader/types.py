@@ -201,9 +201,9 @@ class About(ctypes.Structure):
         ("upgrades", _u32),
         ("migrations", _u32),
         ("drain_since", _u64),
-        ("unused", _u32 * 6),
+        ("source", _u8 * 24),
         ("length", _u32),
-        ("unused_too", _u32),
+        ("filled", _u32),
         ("layout", _u8 * LAYOUT_LENGTH),
     ]
 

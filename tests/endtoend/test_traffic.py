@@ -1,6 +1,6 @@
 """The traffic itself: it loses nothing while nothing happens, and shows what was lost, and why."""
 
-from loader import datapath
+from loader import carriers
 from loader.types import Mode
 from tests.endtoend.traffic import assert_nothing_lost, stream
 from tests.loader.conftest import AgentProcess
@@ -23,7 +23,7 @@ def test_an_instant_without_the_program_is_seen_as_a_loss_of_the_relays(
     busy_relay: AgentProcess,
 ) -> None:
     def flicker() -> None:
-        (attachment,) = datapath.attach(busy_relay.pins, ["public"])
+        (attachment,) = carriers.attach(busy_relay.pins, ["public"])
         assert attachment.mode is Mode.NATIVE
 
     with stream(busy_relay) as running:

@@ -22,7 +22,7 @@ from loader.client import Vip
 from loader.config import AgentConfig
 from loader.daemon import unload
 from loader.flows import ticks
-from loader.maps import Maps, versioned
+from loader.maps import Maps
 from loader.types import State
 from tools import netns
 
@@ -65,9 +65,10 @@ def pins() -> Iterator[Path]:
 
 def remove_pins(pins: Path) -> None:
     """Remove pins without a look at any interface, which might be another relay's."""
-    for entry in versioned(pins).iterdir():
-        entry.unlink()
-    versioned(pins).rmdir()
+    for folder in list(pins.iterdir()):
+        for entry in list(folder.iterdir()):
+            entry.unlink()
+        folder.rmdir()
     pins.rmdir()
 
 
@@ -96,7 +97,8 @@ def empty(maps: Maps) -> None:
     maps.forget_free()
     maps.slots.clear(0, len(maps.slots))
     maps.set_interfaces([])
-    maps.set_about(types.About())
+    about = maps.about()
+    maps.set_about(types.About(length=about.length, source=about.source, layout=about.layout))
 
 
 def config(folder: Path, pins: Path) -> AgentConfig:

@@ -18,10 +18,10 @@ from prometheus_client import generate_latest
 from loader import types
 from loader.agent import Agent
 from loader.api import Runner, application
+from loader.carriers import Attachment, attach
 from loader.client import AgentClient, AgentRefused, Vip
 from loader.config import AgentConfig
 from loader.daemon import _serve_agent
-from loader.datapath import Attachment, attach
 from loader.errors import ShuntError
 from loader.leases import write_lease
 from loader.maps import Maps
@@ -533,6 +533,7 @@ def test_at_the_deadline_what_remains_is_ended(start: Start, id: str | None) -> 
         while agent.drains.look():
             pass
         assert ufrags(maps) == set()
+        await register(agent)  # it was not renewed for so long
         agent.housekeeping.sweep()
         assert state(maps, 20001) is State.CLOSING
         assert drained_events(agent) == [(id, "deadline")]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from loader import bpf
-from loader.compile import PROGRAM
 from loader.maps import versioned
+from loader.pinned_set import PROGRAM
 from tests.loader.conftest import frame
 
 _HASH, _ARRAY, _PERCPU_ARRAY = 1, 2, 6

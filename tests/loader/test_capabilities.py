@@ -14,7 +14,9 @@ import pytest
 
 from loader.capabilities import Capability, held
 from loader.client import AgentClient
-from loader.maps import Maps, versioned
+from loader.maps import Maps
+from loader.pinned_set import LOADING
+from loader.upgrade import STAGE
 from tests.loader.conftest import (
     INSTANCE,
     PINS,
@@ -178,7 +180,7 @@ def test_capabilities_of_a_user_namespace_are_said_not_to_count(host: Host) -> N
     done = subprocess.run(
         [
             *("unshare", "--user", "--map-root-user"),
-            *(sys.executable, "-m", "tools", "agent", "run", *arguments),
+            *(sys.executable, "-m", "tools", "agent", "load", *arguments),
         ],
         cwd=ROOT,
         capture_output=True,
@@ -195,13 +197,13 @@ def test_capabilities_of_a_user_namespace_are_said_not_to_count(host: Host) -> N
 def test_pins_that_are_another_users_are_said_to_be(loaded: User, host: Host) -> None:
     if loaded.uid == 0:
         pytest.skip("strangers cannot read this tree, and without them all pins are root's")
-    pin = versioned(loaded.pins) / "routes"
+    pin = loaded.pins / STAGE / "routes"
     os.chown(pin, 0, 0)
     status, said = shunt(loaded, host, "run", *RUNS)
     os.chown(pin, loaded.uid, loaded.uid)
 
     assert status == 1
-    assert f"the pins at {versioned(loaded.pins)} are another user's" in said
+    assert f"the pins at {loaded.pins} are another user's" in said
     assert "sudo chown -R USER" in said
 
 
@@ -214,7 +216,7 @@ def test_a_folder_for_pins_that_is_another_users_is_said_to_be(user: User, host:
     theirs.pins.rmdir()
 
     assert status == 1
-    assert f"cannot make {versioned(theirs.pins)}: Permission denied" in said
+    assert f"cannot make {theirs.pins / LOADING}: Permission denied" in said
     assert f"sudo install -d -o USER -m 700 {theirs.pins}" in said
 
 
@@ -234,7 +236,7 @@ def test_without_a_program_it_says_who_loads_it(user: User, host: Host) -> None:
     status, said = shunt(elsewhere, host, "run", *RUNS)
 
     assert status == 1
-    assert f"no program is loaded at {versioned(elsewhere.pins)}" in said
+    assert f"no program of this version is loaded at {elsewhere.pins}" in said
     assert "shunt agent load" in said
     remove_pins(elsewhere.pins)
 
@@ -288,4 +290,4 @@ def test_the_user_unloads_it_again(agent: AgentProcess, loaded: User, user_host:
 
     assert (status, said) == (0, "")
     assert user_host.xdp("public") == user_host.xdp("inside") == "none"
-    assert not versioned(loaded.pins).exists()
+    assert not loaded.pins.exists()

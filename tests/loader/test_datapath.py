@@ -12,10 +12,10 @@ import pytest
 from pyroute2 import IPRoute
 from pyroute2.netlink.rtnl import RTMGRP_LINK
 
-from loader import bpf, datapath, source, types
-from loader.compile import PARTS, PROGRAM
+from loader import bpf, carriers, datapath, source, types
 from loader.errors import ShuntError
 from loader.maps import Maps, versioned
+from loader.pinned_set import PARTS, PROGRAM
 from loader.sizes import sizes
 from loader.types import Mode
 from tests.loader.conftest import (
@@ -40,11 +40,11 @@ def loaded(host: Host, maps: Maps, pins: Path, own_pins: Path) -> Iterator[Path]
         bpf.pin(descriptor, versioned(own_pins) / entry.name)
         os.close(descriptor)
     yield own_pins
-    host.run(lambda: datapath.unload(own_pins))
+    host.run(lambda: carriers.unload(own_pins))
 
 
-def attach(host: Host, pins: Path, *interfaces: str) -> list[datapath.Attachment]:
-    return host.run(lambda: datapath.attach(pins, list(interfaces)))
+def attach(host: Host, pins: Path, *interfaces: str) -> list[carriers.Attachment]:
+    return host.run(lambda: carriers.attach(pins, list(interfaces)))
 
 
 def program_id(pins: Path) -> int:
@@ -98,7 +98,7 @@ def test_the_mode_can_be_read_back(host: Host, loaded: Path) -> None:
 
     def modes() -> list[Mode]:
         with IPRoute() as netlink:
-            return [datapath.attached_mode(netlink, a.ifindex) for a in attachments]
+            return [carriers.attached_mode(netlink, a.ifindex) for a in attachments]
 
     assert host.run(modes) == [Mode.NATIVE, Mode.GENERIC]
     host.ip("link set public xdp off")
@@ -186,7 +186,7 @@ def test_attaching_twice_replaces_without_a_moment_of_none(host: Host, loaded: P
     def exchange() -> list[int | None]:
         with IPRoute() as monitor:
             monitor.bind(RTMGRP_LINK)
-            datapath.attach(loaded, ["public"])
+            carriers.attach(loaded, ["public"])
             changes = [message.get_attr("IFLA_XDP") for message in monitor.get()]
             return [xdp.get_attr("IFLA_XDP_PROG_ID") for xdp in changes]
 
@@ -269,24 +269,6 @@ def test_without_its_parts_the_program_drops_and_says_so(loaded: Path, maps: Map
     assert with_parts["program"] == before["program"]
 
 
-def test_parts_go_when_no_interface_needs_them_any_more(host: Host, loaded: Path) -> None:
-    first = parts(loaded)
-    attach(host, loaded, "public", "inside")
-    datapath.load(loaded)
-    (second,) = set(parts(loaded)) - set(first)
-    assert parts(loaded) == sorted([*first, second]), "the first is still at work"
-
-    with pytest.raises(ShuntError):
-        attach(host, loaded, "public", "nowhere0")
-    assert parts(loaded) == sorted([*first, second]), "and not known to be done with"
-
-    attach(host, loaded, "public")
-    assert parts(loaded) == sorted([*first, second]), "and so it is on the other interface"
-
-    attach(host, loaded, "public", "inside")
-    assert parts(loaded) == [second]
-
-
 def test_other_sizes_than_the_pinned_maps_are_refused_before_anything_is_loaded(
     loaded: Path,
 ) -> None:
@@ -327,17 +309,17 @@ class Told:
         return [self._messages[index]]
 
 
-def carrier(name: str, *messages: Any) -> datapath._Carrier:
-    return datapath._carrier(cast(IPRoute, Told(*messages)), name)
+def carrier(name: str, *messages: Any) -> carriers._Carrier:
+    return carriers._carrier(cast(IPRoute, Told(*messages)), name)
 
 
 def test_a_vlan_interface_is_served_by_its_parent() -> None:
     links = message(7, "eth0"), vlan(8, "eth0.100", below=7, id=100, mtu=1400)
 
-    assert carrier("eth0.100", *links) == datapath._Carrier(
+    assert carrier("eth0.100", *links) == carriers._Carrier(
         "eth0", 7, vlan=100, mtu=1400, veth=False
     )
-    assert carrier("eth0", *links) == datapath._Carrier("eth0", 7, vlan=0, mtu=1500, veth=False)
+    assert carrier("eth0", *links) == carriers._Carrier("eth0", 7, vlan=0, mtu=1500, veth=False)
 
 
 @pytest.mark.parametrize(
@@ -365,18 +347,20 @@ def test_a_vlan_interface_whose_parent_is_elsewhere_is_refused() -> None:
 def test_the_parent_of_several_is_attached_once(
     host: Host, loaded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, put, attached = datapath._carrier, datapath._attach, []
+    own, put, attached = carriers._carrier, carriers._attach, []
 
-    def pretend(netlink: IPRoute, name: str) -> datapath._Carrier:
+    def pretend(netlink: IPRoute, name: str) -> carriers._Carrier:
         parent, _, number = name.partition(".")
         return replace(own(netlink, parent), vlan=int(number or 0))
 
-    def count(netlink: IPRoute, descriptor: int, to: datapath._Carrier) -> tuple[Mode, str]:
+    def count(
+        netlink: IPRoute, descriptor: int, to: carriers._Carrier, old: int | None
+    ) -> tuple[Mode, str]:
         attached.append(to.name)
-        return put(netlink, descriptor, to)
+        return put(netlink, descriptor, to, old)
 
-    monkeypatch.setattr(datapath, "_carrier", pretend)
-    monkeypatch.setattr(datapath, "_attach", count)
+    monkeypatch.setattr(carriers, "_carrier", pretend)
+    monkeypatch.setattr(carriers, "_attach", count)
     done = attach(host, loaded, "inside.100", "public", "inside", "inside.200")
 
     assert attached == ["inside", "public"]
@@ -407,7 +391,7 @@ def test_unload_takes_everything_away_and_can_be_repeated(host: Host, loaded: Pa
     attach(host, loaded, "public", "inside", "bridge0")
 
     for _ in range(2):
-        host.run(lambda: datapath.unload(loaded))
+        host.run(lambda: carriers.unload(loaded))
 
     assert host.xdp("public") == host.xdp("inside") == host.xdp("bridge0") == "none"
     assert not loaded.exists()
@@ -417,7 +401,7 @@ def test_unload_leaves_somebody_elses_program_alone(host: Host, loaded: Path) ->
     id = attach_a_strangers_program(host, "inside")
     attach(host, loaded, "public")
 
-    host.run(lambda: datapath.unload(loaded))
+    host.run(lambda: carriers.unload(loaded))
 
     assert host.xdp("inside") == f"xdp {id}"
     assert host.xdp("public") == "none"
@@ -427,7 +411,7 @@ def test_unload_leaves_another_versions_pins_alone(host: Host, loaded: Path) -> 
     other = loaded / "v0"
     other.mkdir()
 
-    host.run(lambda: datapath.unload(loaded))
+    host.run(lambda: carriers.unload(loaded))
 
     assert other.is_dir()
     assert not versioned(loaded).exists()
@@ -439,7 +423,7 @@ def test_unload_leaves_the_folder_of_another_user_to_him(host: Host, own_pins: P
     own_pins.mkdir()
     os.chown(own_pins, 65533, 65533)
 
-    host.run(lambda: datapath.unload(own_pins))
+    host.run(lambda: carriers.unload(own_pins))
 
     assert own_pins.is_dir()
     own_pins.rmdir()

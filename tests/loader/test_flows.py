@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from loader import bpf, datapath, types
-from loader.compile import PROGRAM
 from loader.flows import IDLE_SECONDS, REST_SECONDS, Flow, FlowTable, ticks
 from loader.maps import Maps, versioned
+from loader.pinned_set import PROGRAM
 from loader.routeids import RouteIds
 from loader.types import TICK, State
 from tests.loader.conftest import (

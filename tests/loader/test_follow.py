@@ -13,7 +13,7 @@ import pytest
 from pyroute2.ethtool.ioctl import IoctlEthtool
 
 from loader import rtnetlink, types
-from loader.datapath import Attachment, attach
+from loader.carriers import Attachment, attach
 from loader.events import EventLog
 from loader.follow import Follower
 from loader.interfaces import State

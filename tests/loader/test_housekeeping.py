@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from loader import bpf, housekeeping, types
-from loader.compile import PROGRAM
 from loader.housekeeping import REFUSALS
 from loader.maps import Maps, versioned
+from loader.pinned_set import PROGRAM
 from loader.reasons import REASONS
 from loader.types import State
 from tests.loader.conftest import binding_request, frame, state

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from loader import bpf, types
-from loader.compile import PROGRAM
 from loader.errors import ShuntError
 from loader.maps import Interface, Maps, check_shapes, shapes, ufrag_key, versioned
+from loader.pinned_set import PROGRAM
 from loader.reasons import REASONS
 from loader.sizes import sizes
 from tests.loader.conftest import binding_request, frame, settings

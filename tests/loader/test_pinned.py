@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from loader import bpf, types
-from loader.compile import PROGRAM
 from loader.flows import FlowTable
 from loader.maps import Interface, Maps, versioned
+from loader.pinned_set import PROGRAM
 from tests.loader.conftest import (
     FIRST_PORT,
     RELAY_INSIDE,

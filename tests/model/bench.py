@@ -15,8 +15,8 @@ import numpy as np
 from pyroute2 import IPRoute
 
 from loader import bpf, types
-from loader.compile import PROGRAM
 from loader.maps import Interface, Maps, versioned
+from loader.pinned_set import PROGRAM
 from loader.reasons import REASONS
 from tests.model.walk import MAPPED, Hop, Walk
 

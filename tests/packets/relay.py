@@ -21,9 +21,9 @@ from pyroute2 import IPRoute
 from scapy.packet import Packet
 
 from loader import bpf, types
-from loader.compile import PROGRAM
 from loader.flows import ticks
 from loader.maps import Interface, Maps, ufrag_key, versioned
+from loader.pinned_set import PROGRAM
 from tests.packets import messages
 from tests.packets.buckets import first_bucket
 from tests.packets.frames import (

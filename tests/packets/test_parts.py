@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 
 from loader import bpf
-from loader.compile import PARTS
 from loader.maps import versioned
+from loader.pinned_set import PARTS
 from loader.source import parts
 from tests.packets import messages
 from tests.packets.errors import Error, ErrorFlow

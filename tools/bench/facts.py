@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from loader import bpf
-from loader.compile import PARTS, PROGRAM
 from loader.maps import versioned
+from loader.pinned_set import PARTS, PROGRAM
 from loader.sizes import Sizes
 
 __all__ = ["machine", "map_memory", "program_sizes"]

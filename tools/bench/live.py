@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from loader import bpf, datapath
+from loader import bpf, carriers
 from loader.errors import ShuntError
 from loader.types import Mode
 from tools.bench import frames
@@ -288,7 +288,7 @@ class _Bench:
             put(RELAY, ifindex, -1 if burst.subject else self._bare.program(burst.bare))
         if burst.subject:
             pins = burst.subject.pins
-            for attachment in run_in(RELAY, lambda: datapath.attach(pins, ["public", "inside"])):
+            for attachment in run_in(RELAY, lambda: carriers.attach(pins, ["public", "inside"])):
                 if attachment.mode is not Mode.NATIVE:
                     raise ShuntError(f"veth took the program {attachment.why}", "Report this.")
         self._attached = wanted

@@ -11,9 +11,9 @@ from types import TracebackType
 import numpy as np
 
 from loader import bpf, datapath, types
-from loader.compile import PROGRAM
 from loader.errors import ShuntError
 from loader.maps import Counters, Maps, versioned
+from loader.pinned_set import PROGRAM
 from tools.bench.frames import Endpoint
 from tools.bench.generator import ufrag
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from loader import datapath
+from loader import carriers, datapath
 from loader.capabilities import Capability
 from loader.errors import ShuntError
 from loader.types import Mode
@@ -36,7 +36,7 @@ def attempt(host: HostFacts) -> Trial:
     except ShuntError as error:
         return Trial(trouble=error.what, cure=error.cure)
     finally:
-        run_in_new(lambda: datapath.unload(pins))  # its interfaces are gone; the pins remain
+        run_in_new(lambda: carriers.unload(pins))  # its interfaces are gone; the pins remain
     return Trial(
         instructions=program.verified,
         bytes=program.jited,
@@ -52,7 +52,7 @@ def attach_alone(pins: Path) -> Mode:
     def attach() -> Mode:
         with IPRoute() as netlink:
             netlink.link("add", ifname="doctor0", kind="veth", peer={"ifname": "doctor1"})
-        (attachment,) = datapath.attach(pins, ["doctor0"])
+        (attachment,) = carriers.attach(pins, ["doctor0"])
         return attachment.mode
 
     return run_in_new(attach)

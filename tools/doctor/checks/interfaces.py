@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from loader.datapath import PROGRAM_NAME
+from loader.carriers import PROGRAM_NAME
 from loader.types import Mode
 from tools.doctor.checks import drivers
 from tools.doctor.facts import Facts, InterfaceFacts

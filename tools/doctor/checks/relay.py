@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from loader.datapath import PROGRAM_NAME
+from loader.carriers import PROGRAM_NAME
 from loader.maps import Interface
 from loader.types import PIN_VERSION, Mode
 from tools.doctor.checks import drivers

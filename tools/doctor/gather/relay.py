@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from loader.client import AgentClient, AgentRefused, AgentUnavailable
-from loader.compile import PARTS
 from loader.datapath import pinned_program
 from loader.errors import ShuntError
 from loader.flows import FlowTable
-from loader.maps import Maps
+from loader.maps import Maps, versioned
+from loader.pinned_set import PARTS
 from loader.types import PIN_VERSION, TRANSCEIVERS, Settings, text_address
 from tools.doctor.facts import AgentFacts, Loaded, Plan, RelayFacts
 
@@ -72,7 +72,7 @@ def _loaded(pins: Path, maps: Maps, moment: float) -> Loaded:
 
 def _program(pins: Path) -> int:
     try:
-        return pinned_program(pins).id
+        return pinned_program(versioned(pins)).id
     except FileNotFoundError:
         return 0
 
