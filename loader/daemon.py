@@ -27,12 +27,22 @@ from loader.network import Network
 from loader.reloading import Reloading
 from loader.supervision import Supervision
 
-__all__ = ["load", "run", "unload"]
+__all__ = ["load", "plan", "run", "unload"]
 
 log = logging.getLogger(__name__)
 
 _SIGNALS = signal.SIGTERM, signal.SIGINT
 _BACKLOG = 128
+
+
+def plan(config: AgentConfig) -> upgrade.Plan:
+    """How an agent of this version would take over from the relay that runs; nothing is touched.
+    Raises ShuntError if it cannot without ending calls."""
+    require(Capability.BPF, Capability.NET_ADMIN, what="a look at the pinned relay")
+    try:
+        return upgrade.plan(config.pins, len(config.inside_entries))
+    except PermissionError as error:
+        raise datapath.not_permitted(config.pins, error) from None
 
 
 def load(config: AgentConfig) -> None:
@@ -41,10 +51,7 @@ def load(config: AgentConfig) -> None:
     not disturbed, and what cannot be is known before that has to stop. Raises ShuntError.
     """
     datapath.make_room(config.pins)
-    try:
-        upgrade.stage(upgrade.plan(config.pins, len(config.inside_entries)))
-    except PermissionError as error:
-        raise datapath.not_permitted(config.pins, error) from None
+    upgrade.stage(plan(config))
 
 
 def run(config: AgentConfig, *, read: Callable[[], AgentConfig] | None = None) -> None:
@@ -87,9 +94,9 @@ def _run(reloading: Reloading) -> None:
 def _take_over(config: AgentConfig) -> list[Attachment]:
     try:
         upgrade.recover(config.pins)
-        plan = upgrade.plan(config.pins, len(config.inside_entries))
-        log.info("%s", plan.words)
-        attachments = upgrade.carry_out(plan, config.interfaces)
+        planned = plan(config)
+        log.info("%s", planned.words)
+        attachments = upgrade.carry_out(planned, config.interfaces)
     except PermissionError as error:
         raise datapath.not_permitted(config.pins, error) from None
     program = datapath.pinned_program(versioned(config.pins))

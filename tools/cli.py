@@ -96,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         agent, "load", _agent_load, "load only, for an agent without CAP_PERFMON; same options"
     )
     _agent_options(load)
+    text = "say how it would take over from the relay that runs; same options"
+    planning = _command(agent, "plan", _agent_plan, text)
+    _agent_options(planning)
+    _output(planning)
     unload = _command(agent, "unload", _agent_unload, "detach the program, remove the pins")
     unload.add_argument("--pins", default=PINS, metavar="DIR")
     text = "no new routes on this relay; existing sessions go on"
@@ -378,6 +382,25 @@ def _agent_load(arguments: argparse.Namespace) -> int:
     config = _agent_sources(arguments).read().config
     logs.configure(config.log_level, config.log_format)
     load(config)
+    return 0
+
+
+def _agent_plan(arguments: argparse.Namespace) -> int:
+    from loader.daemon import plan
+
+    found = plan(_agent_sources(arguments).read().config)
+    if arguments.output == "json":
+        running = found.running
+        _print_json(
+            {
+                "running": running and {"folder": str(running.folder), "program": running.program},
+                "program": "kept" if found.same_program else "replaced" if running else "made",
+                "maps": {name: str(fate) for name, fate in found.maps.items()},
+                "slots_in_use": found.slots,
+            }
+        )
+    else:
+        print(found.words)
     return 0
 
 
