@@ -30,6 +30,7 @@ __all__ = [
     "attached_mode",
     "attached_programs",
     "check",
+    "program_name",
     "unload",
 ]
 
@@ -79,7 +80,7 @@ def check(pins: Path, interfaces: Iterable[str]) -> "Carriers":
         for name in interfaces:
             carrier = _carrier(netlink, name)
             _mode, id = _attached(netlink, carrier.ifindex)
-            if id and id not in ours and _name_of(id) != PROGRAM_NAME:
+            if id and id not in ours and program_name(id) != PROGRAM_NAME:
                 raise _somebody_elses(carrier.name, id)
             named.append((name, carrier))
     return Carriers(pins, named)
@@ -176,14 +177,14 @@ def _pinned(pin: Path) -> Iterator[int]:
 
 
 def _somebody_elses(interface: str, id: int) -> ShuntError:
-    name = _name_of(id)
+    name = program_name(id)
     return ShuntError(
         f"{interface} already carries another XDP program: {name or 'one'} (id {id})",
         f"Take it off first: `ip link set dev {interface} xdp off`.",
     )
 
 
-def _name_of(id: int) -> str | None:
+def program_name(id: int) -> str | None:
     """A loaded program's name, if we may ask (CAP_SYS_ADMIN)."""
     try:
         descriptor = bpf.program_by_id(id)
@@ -312,7 +313,7 @@ def unload(pins: Path) -> None:
     with IPRoute() as netlink:
         for link in netlink.get_links():
             mode, id = _xdp_of(link)
-            if id and (id in ours or _name_of(id) == PROGRAM_NAME):
+            if id and (id in ours or program_name(id) == PROGRAM_NAME):
                 _set_program(netlink, link["index"], -1, mode)
     for folder in {each.folder for each in pinned_sets(pins)} | {versioned(pins), pins / LOADING}:
         if folder.is_dir():

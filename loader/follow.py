@@ -12,6 +12,7 @@ from loader.links import Link
 from loader.maps import Interface, Maps
 from loader.network import EVERYWHERE, Change, Network, News
 from loader.own_addresses import OwnAddresses
+from loader.pace import Pace
 from loader.table import Lease
 from loader.ways import Ways
 
@@ -51,7 +52,7 @@ class Follower:
         self.turned = clock()
         """When `follow` last came round; it does so once a second."""
         self.looks = 0
-        """How often everything was looked at."""
+        """How often everything was looked at, since it was not known what had changed."""
         self._interfaces = Interfaces(
             maps, network, events, reattach=reattach, mending=mending, clock=clock
         )
@@ -111,7 +112,10 @@ class Follower:
 
     def resolve(self, lease: Lease) -> None:
         """A transceiver is there: write its next hop, if the kernel knows it."""
-        self._ways.follow(lease)
+        try:
+            self._ways.follow(lease)
+        except OSError as error:  # it has no memory; at the next look there is another try
+            log.warning("the kernel does not say where %s is: %s", lease.id, error)
 
     def forget(self, lease: Lease) -> None:
         """The transceiver is gone."""
@@ -128,31 +132,41 @@ class Follower:
             tasks.create_task(self._follow())
 
     async def _follow(self) -> None:
-        look_at, others_left = self._clock() + self._look_seconds, True
+        pace, others_left = Pace(), True
+        look_at = self._clock() + self._look_seconds
         while True:
             # The first that `watch` says is that all of it is unknown.
             within = min(look_at - self._clock(), _TURN_SECONDS)
-            news = await self._network.news(within=0.0 if self._ways.due else max(0.0, within))
-            self.turned = self._clock()
-            began = time.perf_counter()
-            if news.missed or self._clock() >= look_at:
-                self.looks += 1
-                look_at = self._clock() + self._look_seconds
-                self._take_links(await self._network.look())
-                self._interfaces.follow()
-                self._addresses.follow([EVERYWHERE])
-                self._ways.expect(self._leases())
-                if news.missed:
-                    self._ways.all_may_have_changed()
-                else:
-                    self._ways.some_in_turn(_IN_TURN)
-            self._take(news)
-            self._ways.work(_AT_ONCE)
-            if others_left and not self._ways.due:
-                self._ways.release_others()
-                others_left = False
-            # However much there is to do, half of the time is others'.
-            await asyncio.sleep(time.perf_counter() - began)
+            within = 0.0 if self._ways.due else max(0.0, within)
+            try:
+                news = await self._network.news(within=within)
+                self.turned = self._clock()
+                began = time.perf_counter()
+                if news.missed or self._clock() >= look_at:
+                    look_at = self._clock() + self._look_seconds
+                    await self._look(everything=news.missed)
+                self._take(news)
+                self._ways.work(_AT_ONCE)
+                if others_left and self.looks and not self._ways.due:
+                    self._ways.release_others()
+                    others_left = False
+            except OSError as error:  # it has no memory
+                log.warning("the kernel does not say what has changed: %s", error)
+                self._network.miss()
+                await asyncio.sleep(_TURN_SECONDS)
+            else:
+                await asyncio.sleep(pace.rest(began=began, ended=time.perf_counter()))
+
+    async def _look(self, *, everything: bool) -> None:
+        self.looks += everything
+        self._take_links(await self._network.look())
+        self._interfaces.follow()
+        self._addresses.follow([EVERYWHERE])
+        self._ways.expect(self._leases())
+        if everything:
+            self._ways.all_may_have_changed()
+        else:
+            self._ways.some_in_turn(_IN_TURN)
 
     def _take(self, news: News) -> None:
         if news.links:

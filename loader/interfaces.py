@@ -3,14 +3,13 @@ back on those that have lost it."""
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from loader import bpf, types
-from loader.carriers import Attachment
+from loader import types
+from loader.carriers import Attachment, program_name
 from loader.errors import ShuntError
 from loader.events import EventLog
 from loader.links import Links
@@ -95,14 +94,8 @@ def _restart(name: str, what: str) -> str:
 
 
 def _called(program: int) -> str:
-    """A program by name and id; the name is for those who may ask for it (CAP_SYS_ADMIN)."""
-    with suppress(OSError):
-        descriptor = bpf.program_by_id(program)
-        try:
-            return f"{bpf.program_info(descriptor).name} (id {program})"
-        finally:
-            os.close(descriptor)
-    return f"id {program}"
+    name = program_name(program)
+    return f"{name} (id {program})" if name else f"id {program}"
 
 
 class Patience:

@@ -4,7 +4,6 @@ netlink."""
 import asyncio
 import errno
 import ipaddress
-import logging
 import socket
 import struct
 import time
@@ -38,11 +37,10 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from loader import nexthop
 from loader.links import Link, Links
 from loader.nexthop import Entry, Neighbour, Way
+from loader.pace import Pace
 from loader.rtnetlink import Message, Rtnetlink, attribute, attributes, group
 
 __all__ = ["EVERYWHERE", "Change", "Network", "News", "Span", "number_of"]
-
-log = logging.getLogger(__name__)
 
 _RTNLGRP_NEXTHOP = 32
 _EVENTS = group(
@@ -139,7 +137,7 @@ class Network:
         """Read all links; those that are not as they were, by ifindex."""
         request = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _LINK_EXTENT
         read = []
-        for number, message in enumerate(list(self._netlink.dump(RTM_GETLINK, request))):
+        for number, message in enumerate(self._netlink.dump(RTM_GETLINK, request)):
             if number % _LINKS_AT_ONCE == 0:
                 await asyncio.sleep(0)
             read.append(_link_message(message))
@@ -152,20 +150,21 @@ class Network:
         return _real(changes)
 
     def look_at(self, ifindex: int) -> Change:
-        """Read one link."""
+        """Read one link. Raises OSError if the kernel does not say."""
         before = self.links.get(ifindex)
         request = _LINK.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0) + _LINK_EXTENT
         try:
             message = self._netlink.get(RTM_GETLINK, request)
         except OSError as error:
-            log.debug("link %d is gone: %s", ifindex, error)
+            if error.errno != errno.ENODEV:
+                raise
             self.links.forget(ifindex)
         else:
             self.links.take(_link_message(message))
         return Change(before, self.links.get(ifindex))
 
     def way(self, address: str) -> Way | None:
-        """The way to an address; see `nexthop`."""
+        """The way to an address; see `nexthop`, as for those that follow."""
         return nexthop.way(self._netlink, address)
 
     def has_address(self, address: str) -> bool:
@@ -176,9 +175,9 @@ class Network:
         """What the kernel knows of a neighbour."""
         return nexthop.entry(self._netlink, neighbour)
 
-    def keep(self, neighbour: Neighbour) -> None:
-        """Have the kernel find a neighbour, and keep its entry fresh."""
-        nexthop.keep(self._netlink, neighbour)
+    def keep(self, neighbour: Neighbour) -> Entry:
+        """Have the kernel find a neighbour, and keep its entry fresh; see `nexthop`."""
+        return nexthop.keep(self._netlink, neighbour)
 
     def release(self, neighbours: Iterable[Neighbour]) -> None:
         """Undo `keep`."""
@@ -194,8 +193,9 @@ class Network:
     async def watch(self) -> None:
         """Forever: gather `news`. Of a storm, reads as much as half a CPU can: the rest waits in
         the kernel, and what does not fit there is `missed`."""
+        pace = Pace()
         with Rtnetlink(_EVENTS) as events:
-            self._miss()  # whatever changed before
+            self.miss()  # whatever changed before
             while True:
                 await _readable(events)
                 began = time.perf_counter()
@@ -205,14 +205,18 @@ class Network:
                     if error.errno != errno.ENOBUFS:
                         raise
                     self.overflows += 1
-                    self._miss()
+                    while events.skip(_AT_ONCE):
+                        await asyncio.sleep(pace.rest(began=began, ended=time.perf_counter()))
+                        began = time.perf_counter()
+                    self.miss()
                 else:
                     for message in told:
                         self._tell(message)
-                await asyncio.sleep(time.perf_counter() - began)
+                await asyncio.sleep(pace.rest(began=began, ended=time.perf_counter()))
 
     async def news(self, *, within: float) -> News:
-        """What has changed since the last call. Waits for it for *within* seconds at most."""
+        """What has changed since the last call. Waits for it for *within* seconds at most. Raises
+        OSError if the kernel does not say: then as if all was `missed`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
                 await self._told.wait()
@@ -257,7 +261,7 @@ class Network:
             packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS, b"")
             self._told_of_spans.add(_span(family, 8 * len(packed), packed))
             if kind == RTM_DELADDR:
-                # With it go routes that name it as their source; of those, no word comes.
+                # With it go routes that name it as their source, which older kernels do not tell.
                 self._told_of_exits.add(ifindex)
         else:  # a rule or a next hop object: any route may be another's now
             self._told_of_spans.add(EVERYWHERE)
@@ -265,7 +269,8 @@ class Network:
             self._missed_some = True
         self._told.set()
 
-    def _miss(self) -> None:
+    def miss(self) -> None:
+        """Some of what changes was not heard, or not taken in."""
         self._missed_some = True
         self._told.set()
 

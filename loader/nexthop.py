@@ -3,6 +3,7 @@
 The kernel routes and resolves; this asks it, and has it keep asking the wire.
 """
 
+import errno
 import logging
 import socket
 import struct
@@ -42,6 +43,10 @@ _U32 = struct.Struct("=I")
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_METRICS, _RTA_VIA = 1, 4, 5, 8, 18
 _RTAX_MTU = 2
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
+_NO_ROUTE = {  # none at all; one that is unreachable, prohibited, a black hole; the link is down
+    *(errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL),
+    *(errno.ENETDOWN, errno.ENODEV, errno.ESRCH),
+}
 
 _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL, _NDA_FLAGS_EXT = 1, 2, 12, 15
 _NTF_USE, _NTF_EXT_MANAGED = 0x01, 0x01
@@ -78,6 +83,7 @@ class Reach(Enum):
     ASKED = "the kernel has no answer yet"
     KNOWN = "its MAC is known"
     FAILED = "the kernel has asked, and nobody answered"
+    NO_ROOM = "the kernel's neighbour table is full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,8 @@ def hop(links: Links, way: Way, mac: bytes) -> NextHop | None:
 
 def way(netlink: Rtnetlink, address: str) -> Way | None:
     """The way to *address*, or None if the kernel has none: no route, one that forbids, the
-    interface down, or an address that is this host's own or a broadcast."""
+    interface down, or an address that is this host's own or a broadcast. Raises OSError if the
+    kernel does not say."""
     found = _route(netlink, address)
     if found is None:
         return None
@@ -151,30 +158,34 @@ def way(netlink: Rtnetlink, address: str) -> Way | None:
 
 def has_address(netlink: Rtnetlink, address: str) -> bool:
     """Whether the kernel takes *address* for its own, on whatever interface: it answers ARP and
-    neighbour discovery for it, and takes its packets."""
+    neighbour discovery for it, and takes its packets. Raises OSError if it does not say."""
     found = _route(netlink, address)
     return found is not None and found[0] == _RTN_LOCAL
 
 
 def entry(netlink: Rtnetlink, neighbour: Neighbour) -> Entry:
-    """What the kernel knows of a neighbour."""
+    """What the kernel knows of a neighbour. Raises OSError if it does not say."""
     try:
         found = netlink.get(RTM_GETNEIGH, _neighbour(neighbour))
     except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+            raise
         # Never heard of, or the interface went away meanwhile.
         log.debug("%s is not known: %s", neighbour, error)
         return UNKNOWN
     return entry_of(found.body)[1]
 
 
-def keep(netlink: Rtnetlink, neighbour: Neighbour) -> None:
+def keep(netlink: Rtnetlink, neighbour: Neighbour) -> Entry:
     """Have the kernel find the neighbour, and from then on keep its entry fresh by itself, which
-    it does for packets of its own alone; relayed ones never pass through its tables.
+    it does for packets of its own alone; relayed ones never pass through its tables. What it
+    knows of it now.
 
-    Not for an entry that somebody has fixed: the kernel would forget it.
+    Not for an entry that is not `touchable`: the kernel would forget it.
     """
     extended = attribute(_NDA_FLAGS_EXT, _U32.pack(_NTF_EXT_MANAGED))
-    _change(netlink, neighbour, 0, extended + attribute(_NDA_PROTOCOL, bytes([_OURS])))
+    why = _change(netlink, neighbour, 0, extended + attribute(_NDA_PROTOCOL, bytes([_OURS])))
+    return Entry(Reach.NO_ROOM) if why == errno.ENOBUFS else entry(netlink, neighbour)
 
 
 def release(netlink: Rtnetlink, neighbour: Neighbour) -> None:
@@ -184,7 +195,7 @@ def release(netlink: Rtnetlink, neighbour: Neighbour) -> None:
 
 def kept(netlink: Rtnetlink) -> Iterator[Neighbour]:
     """Whom the kernel keeps for us, or for an agent before us."""
-    for message in list(netlink.dump(RTM_GETNEIGH, _NEIGHBOUR.pack(0, 0, 0, 0, 0))):
+    for message in netlink.dump(RTM_GETNEIGH, _NEIGHBOUR.pack(0, 0, 0, 0, 0)):
         neighbour, found = entry_of(message.body)
         if neighbour is not None and found.ours:
             yield neighbour
@@ -214,17 +225,22 @@ def _route(netlink: Rtnetlink, address: str) -> tuple[int, dict[int, bytes]] | N
     try:
         found = netlink.get(RTM_GETROUTE, request + attribute(_RTA_DST, packed))
     except OSError as error:
+        if error.errno not in _NO_ROUTE:
+            raise
         log.debug("no route to %s: %s", address, error)
         return None
     return _ROUTE.unpack_from(found.body)[7], attributes(found.body, _ROUTE.size)
 
 
-def _change(netlink: Rtnetlink, neighbour: Neighbour, flags: int, more: bytes) -> None:
+def _change(netlink: Rtnetlink, neighbour: Neighbour, flags: int, more: bytes) -> int:
+    """0, or the number of the kernel's refusal."""
     request = _neighbour(neighbour, flags) + more
     try:
         netlink.change(RTM_NEWNEIGH, _CREATE | _REPLACE, request)
     except OSError as error:  # the interface is down, or went away meanwhile; an event will tell
         log.debug("%s cannot be looked for: %s", neighbour, error)
+        return error.errno or 0
+    return 0
 
 
 def _neighbour(neighbour: Neighbour, flags: int = 0) -> bytes:

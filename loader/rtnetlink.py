@@ -109,19 +109,32 @@ class Rtnetlink:
         for _ in self._answers():
             pass
 
-    def dump(self, kind: int, body: bytes) -> Iterator[Message]:
-        """All there is. Raises OSError. Must be read to the end before anything else is asked."""
+    def dump(self, kind: int, body: bytes) -> list[Message]:
+        """All there is. Raises OSError."""
         self._send(kind, _DUMP, body)
-        return self._answers()
+        return list(self._answers())
 
     def told(self, limit: int) -> list[Message]:
         """What the kernel has told since the last call, *limit* datagrams of it at most. Raises
-        OSError(ENOBUFS) where some was lost."""
+        OSError(ENOBUFS) where some was lost: then the kernel tells nothing more, and not that it
+        does not, until `skip` has come to the end of what it told before."""
         messages: list[Message] = []
         with suppress(BlockingIOError):
             for _ in range(limit):
                 messages += (message for _sequence, message in self._receive())
         return messages
+
+    def skip(self, limit: int) -> bool:
+        """Pass over *limit* datagrams, or all there are; whether there may be more."""
+        try:
+            for _ in range(limit):
+                self._socket.recv_into(self._buffer)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # once more too many
+                raise
+        return True
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
         self._sequence += 1
@@ -131,10 +144,9 @@ class Rtnetlink:
 
     def _answers(self) -> Iterator[Message]:
         while True:
-            # What is left of an earlier question, that nobody read to its end, is passed over.
             for sequence, message in self._receive():
                 if sequence != self._sequence:
-                    continue
+                    continue  # left of an earlier question
                 if message.kind in (_DONE, _ERROR):
                     (code,) = _ERRNO.unpack_from(message.body)
                     if code:

@@ -35,16 +35,23 @@ __all__ = ["Ways"]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+_NAMED = 8  # transceivers, in one line of the log
+_NO_ROOM = (
+    "the kernel's neighbour table is full: raise net.ipv4.neigh.default.gc_thresh3, "
+    "or net.ipv6.neigh.default.gc_thresh3"
+)
 _NO_ROUTE = "the kernel has no route to it"
 
 
 @dataclass(slots=True)
 class _Followed:
-    """A transceiver's way. *by*: the neighbour by which the map's next hop was learned; *why*:
-    what has been told of its being out of reach, or "" if it is not."""
+    """A transceiver's way, once it was *asked* for. *by*: the neighbour by which the map's next hop
+    was learned; *why*: what has been told of its being out of reach, or "" if it is not."""
 
     lease: Lease
     number: int
+    packed: bytes
+    asked: bool = False
     way: Way | None = None
     by: Neighbour | None = None
     why: str = ""
@@ -67,7 +74,9 @@ class Ways:
         self._routes_due: dict[int, None] = {}
         self._next_in_turn = 0
         self._exits: set[int] = set()  # every link that has been on a way
-        self._lost: dict[str, list[str]] = {}  # ids by why, to be told
+        # What is to be told: ids, by the MAC address where they are now, and by why they are lost.
+        self._moved: dict[bytes, list[str]] = {}
+        self._lost: dict[str, list[str]] = {}
         self._found: list[str] = []
         network.heeds = self._heeds
 
@@ -175,8 +184,8 @@ class Ways:
             elif self._neighbours_due:
                 self._ask_neighbour(_first(self._neighbours_due))
             elif self._routes_due:
-                if followed := self._followed.get(_first(self._routes_due)):
-                    self._ask_route(followed)
+                followed = self._followed.get(_first(self._routes_due))
+                if followed and self._ask_route(followed):
                     self._settle(followed)
             else:
                 break
@@ -198,22 +207,28 @@ class Ways:
         if followed is None or followed.lease is not lease:
             if followed:
                 self.forget(followed.lease)
-            followed = self._followed[lease.index] = _Followed(lease, number_of(lease.address))
+            packed = bytes(types.packed_address(lease.address))
+            followed = _Followed(lease, number_of(lease.address), packed)
+            self._followed[lease.index] = followed
             insort(self._numbers, (followed.number, lease.index))
         return followed
 
-    def _ask_route(self, followed: _Followed) -> None:
+    def _ask_route(self, followed: _Followed) -> bool:
+        """Whether it is another one than it was."""
         way = self._network.way(followed.lease.address)
-        before, followed.way = followed.way, way
+        if followed.asked and way == followed.way:
+            return False
+        if way and way.neighbour not in self._entries:
+            self._look_up(way.neighbour)
+        before, followed.way, followed.asked = followed.way, way, True
         if before and way and way.neighbour == before.neighbour:
-            return
+            return True
         if way:
             self._users.setdefault(way.neighbour, set()).add(followed.lease.index)
             self._exits.add(way.neighbour.ifindex)
-            if way.neighbour not in self._entries:
-                self._look_up(way.neighbour)
         if before:
             self._leave(followed, before)
+        return True
 
     def _leave(self, followed: _Followed, way: Way) -> None:
         """It is not by this way any more."""
@@ -242,31 +257,39 @@ class Ways:
 
     def _look_for(self, neighbour: Neighbour, entry: Entry) -> Entry:
         if entry.touchable:
-            self._network.keep(neighbour)
-            entry = self._entries[neighbour] = self._network.entry(neighbour)
+            entry = self._entries[neighbour] = self._network.keep(neighbour)
         return entry
 
     def _settle(self, followed: _Followed) -> None:
-        """Write the next hop, if it is another one."""
+        """Write the next hop, if it is another one. What an earlier agent has left stands until the
+        kernel was asked."""
+        if not followed.asked:
+            return
         lease = followed.lease
         entry = self._maps.transceiver(lease.index)
-        if bytes(entry.address) != bytes(types.packed_address(lease.address)):
+        if bytes(entry.address) != followed.packed:
             return  # not written yet, or gone
         hop, why = self._hop(followed, entry)
-        if hop is None:
-            if entry.resolved:
-                entry.resolved = 0
-                self._maps.set_transceiver(lease.index, entry)
-        elif not entry.resolved or bytes(entry.hop) != bytes(_packed(hop)):
-            entry.hop, entry.resolved = _packed(hop), 1
+        if hop:
+            self._write(lease, entry, hop)
+        elif entry.resolved:
+            entry.resolved = 0
             self._maps.set_transceiver(lease.index, entry)
-            log.info("transceiver %s is at %s", lease.id, hop.mac.hex(":"))
         if why and not followed.why:
             self._lost.setdefault(why, []).append(lease.id)
         elif followed.why and hop:
             self._found.append(lease.id)
         if why or hop:
             followed.why = why
+
+    def _write(self, lease: Lease, entry: types.Transceiver, hop: NextHop) -> None:
+        packed = _packed(hop)
+        if entry.resolved and bytes(entry.hop) == bytes(packed):
+            return
+        if not entry.resolved or bytes(entry.hop.mac) != hop.mac:
+            self._moved.setdefault(hop.mac, []).append(lease.id)
+        entry.hop, entry.resolved = packed, 1
+        self._maps.set_transceiver(lease.index, entry)
 
     def _hop(self, followed: _Followed, entry: types.Transceiver) -> tuple[NextHop | None, str]:
         """The next hop, or why there is none; neither while the kernel has no answer yet."""
@@ -283,6 +306,8 @@ class Ways:
         if known.reach is Reach.KNOWN:
             followed.by = neighbour
             return hop, ""
+        if known.reach is Reach.NO_ROOM:
+            return None, _NO_ROOM
         if known.reach is Reach.FAILED:
             return None, f"nobody answers for {neighbour.address} on {name}"
         # Of a next hop that an earlier agent has left, only the link is known.
@@ -292,13 +317,21 @@ class Ways:
         return (hop, "") if entry.resolved and same else (None, "")
 
     def _tell(self) -> None:
+        for mac, ids in self._moved.items():
+            log.info("transceiver %s is at %s", _some(ids), mac.hex(":"))
         for why, ids in self._lost.items():
-            log.warning("out of reach: %s: %s", ", ".join(ids), why)
+            log.warning("transceiver %s is out of reach: %s", _some(ids), why)
             self._events.tell("transceiver_unreachable", transceivers=ids, why=why)
         if self._found:
-            log.info("in reach again: %s", ", ".join(self._found))
+            log.info("transceiver %s is in reach again", _some(self._found))
             self._events.tell("transceiver_reachable", transceivers=self._found)
-        self._lost, self._found = {}, []
+        self._moved, self._lost, self._found = {}, {}, []
+
+
+def _some(ids: list[str]) -> str:
+    if len(ids) <= _NAMED:
+        return ", ".join(ids)
+    return f"{', '.join(ids[:_NAMED])} and {len(ids) - _NAMED} more"
 
 
 def _first(due: dict[T, None]) -> T:

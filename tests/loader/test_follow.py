@@ -1,7 +1,9 @@
 """The maps follow a real kernel, and by its events alone: the next look is a fortnight away."""
 
 import asyncio
+import errno
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -57,12 +59,18 @@ class Scene:
 
     def transceiver(self, address: str = TRANSCEIVER) -> int:
         """Register one; its index."""
+        index = self.adopted(address)
+        self.follower.resolve(self.leases[index])
+        return index
+
+    def adopted(self, address: str, hop: types.NextHop | None = None) -> int:
+        """One that an earlier agent has left in the map, perhaps with its next hop; its index."""
         index = len(self.leases)
-        lease = Lease(f"x{index}", index, 1, address, 40000, "", 4, expires=1e9)
-        self.leases.append(lease)
-        entry = types.Transceiver(address=types.packed_address(address), port=lease.port)
+        self.leases.append(Lease(f"x{index}", index, 1, address, 40000, "", 4, expires=1e9))
+        entry = types.Transceiver(address=types.packed_address(address), port=40000)
+        if hop:
+            entry.hop, entry.resolved = hop, 1
         self.maps.set_transceiver(index, entry)
-        self.follower.resolve(lease)
         return index
 
     def mac(self, index: int) -> str | None:
@@ -108,7 +116,8 @@ Follow = Callable[..., None]
 
 @pytest.fixture
 def follow(host: Host, maps: Maps, pins: Path) -> Follow:
-    """Runs a story with a follower, on interfaces that carry the program if *attached*."""
+    """Runs a story with a follower, on interfaces that carry the program if *attached*, over what
+    an earlier one has *left*."""
 
     def run(
         story: Story,
@@ -118,6 +127,7 @@ def follow(host: Host, maps: Maps, pins: Path) -> Follow:
         look_seconds: float = NEVER,
         watched: bool = True,
         reattach: bool = False,
+        left: Callable[[Scene], None] = lambda _scene: None,
     ) -> None:
         async def session() -> None:
             with Network() as network:
@@ -138,6 +148,7 @@ def follow(host: Host, maps: Maps, pins: Path) -> Follow:
                 scene.follower.begin(
                     carriers or [bare(network, name) for name in interfaces], inside=["inside"]
                 )
+                left(scene)
                 async with at_work(scene, watched=watched):
                     await story(scene)
 
@@ -218,18 +229,15 @@ def test_a_transceiver_that_announces_another_mac_is_followed(
     follow(story)
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_silent_change_of_mac_is_found_by_the_kernel_probing(
-    host: Host, follow: Follow, family: int
-) -> None:
+def test_a_silent_change_of_mac_is_found_by_the_kernel_probing(host: Host, follow: Follow) -> None:
     """As the kernel keeps the entry fresh although no packet of its own uses it."""
     for setting in ("base_reachable_time_ms=50", "delay_first_probe_time=1", "retrans_time_ms=20"):
-        sysctl(host, f"ipv{family}/neigh/inside/{setting}")
-    sysctl(host, f"ipv{family}/neigh/inside/interval_probe_time_ms=100")
+        sysctl(host, f"ipv4/neigh/inside/{setting}")
+    sysctl(host, "ipv4/neigh/inside/interval_probe_time_ms=100")
     sysctl(host, "ipv4/conf/behind/arp_notify=0", outside=True)
 
     async def story(scene: Scene) -> None:
-        index = scene.transceiver(TRANSCEIVER if family == 4 else TRANSCEIVER6)
+        index = scene.transceiver()
         await scene.until_mac(index, mac(host, "behind", outside=True))
         host.ip("link set behind address 02:00:00:00:00:99", outside=True)
         await scene.until_mac(index, "02:00:00:00:00:99")
@@ -238,9 +246,32 @@ def test_a_silent_change_of_mac_is_found_by_the_kernel_probing(
     follow(story)
 
 
+@pytest.mark.parametrize(("family", "address"), [(4, TRANSCEIVER), (6, TRANSCEIVER6)])
+def test_where_probing_fails_everybody_is_asked_at_once(
+    host: Host, follow: Follow, family: int, address: str
+) -> None:
+    """And not when the kernel next comes to it: that would be never."""
+    sysctl(host, f"ipv{family}/neigh/inside/interval_probe_time_ms=1000000")
+
+    async def story(scene: Scene) -> None:
+        index = scene.transceiver(address)
+        there = mac(host, "behind", outside=True)
+        await scene.until_mac(index, there)
+        sysctl(host, f"ipv{family}/neigh/inside/retrans_time_ms=50")
+        host.ip(f"neigh replace {address} lladdr 02:00:00:00:00:98 dev inside nud probe")
+        await scene.until_mac(index, "02:00:00:00:00:98")
+        await scene.until_mac(index, there)
+        assert len(scene.told("transceiver_unreachable")) == 1
+        assert scene.follower.looks == 1
+
+    follow(story)
+
+
 def test_where_nobody_answers_nothing_is_sent_and_people_are_told(
     host: Host, follow: Follow
 ) -> None:
+    sysctl(host, "ipv4/neigh/inside/retrans_time_ms=50")
+
     async def story(scene: Scene) -> None:
         index = scene.transceiver()
         there = mac(host, "behind", outside=True)
@@ -409,12 +440,14 @@ def test_a_route_that_moves_to_another_gateway_is_followed(
         "route del 10.9.0.0/16",
         "route add unreachable 10.9.8.0/24",
         "rule add to 10.9.0.0/16 blackhole",
-        "addr del 198.18.1.1/24 dev inside",
+        "addr del 198.18.1.2/24 dev inside",
     ],
+    ids=["gone", "another that forbids", "a rule", "its source address gone"],
 )
 def test_a_way_that_ends_is_no_way_to_go_on(host: Host, follow: Follow, command: str) -> None:
     host.ip(f"neigh replace {GATEWAYS[0]} lladdr 02:00:00:00:01:00 dev inside nud permanent")
-    host.ip(route("10.9.0.0/16", GATEWAYS[0]))
+    host.ip("addr add 198.18.1.2/24 dev inside")
+    host.ip(f"{route('10.9.0.0/16', GATEWAYS[0])} src 198.18.1.2")
 
     async def story(scene: Scene) -> None:
         index = scene.transceiver("10.9.8.7")
@@ -438,7 +471,7 @@ def test_nothing_goes_by_the_old_gateway_while_the_new_one_is_asked(
         assert scene.mac(index) == "02:00:00:00:01:00"
         host.ip(route("10.9.0.0/16", "198.18.1.77"))  # where nobody is
         await scene.until_mac(index, None)
-        assert "INCOMPLETE" in host.ip("neigh show 198.18.1.77")
+        assert scene.told("transceiver_unreachable") == [], "it is still being asked"
 
     follow(story)
 
@@ -681,12 +714,92 @@ def test_what_no_event_tells_of_is_seen_at_the_next_look(host: Host, follow: Fol
     follow(story, watched=False, look_seconds=0.05)
 
 
-def test_transceivers_that_an_earlier_agent_left_are_followed(host: Host, follow: Follow) -> None:
-    async def story(scene: Scene) -> None:
-        lease = Lease("x0", 0, 1, TRANSCEIVER, 40000, "", 4, expires=1e9)
-        entry = types.Transceiver(address=types.packed_address(TRANSCEIVER), port=40000)
-        scene.maps.set_transceiver(0, entry)
-        scene.leases.append(lease)
-        await scene.until_mac(0, mac(host, "behind", outside=True))
+# A new agent.
 
-    follow(story, watched=False, look_seconds=0.05)
+
+def next_hop(scene: Scene, interface: str, mac: str) -> types.NextHop:
+    link = scene.network.links.named(interface)
+    assert link is not None
+    hop = types.NextHop(ifindex=link.ifindex, mtu=link.mtu)
+    hop.mac[:] = bytes.fromhex(mac.replace(":", ""))
+    hop.source_mac[:] = link.mac
+    return hop
+
+
+def test_what_an_earlier_agent_has_left_stands_until_the_kernel_says_otherwise(
+    host: Host, follow: Follow
+) -> None:
+    """The first is one that the kernel knows nothing of yet, and never will."""
+
+    def left(scene: Scene) -> None:
+        scene.adopted("198.18.1.66", next_hop(scene, "inside", "02:00:00:00:00:66"))
+        scene.adopted(TRANSCEIVER, next_hop(scene, "inside", "02:00:00:00:00:99"))
+
+    async def story(scene: Scene) -> None:
+        await scene.until_mac(1, mac(host, "behind", outside=True))
+        assert scene.mac(0) == "02:00:00:00:00:66"
+        assert scene.told("transceiver_unreachable") == []
+
+    follow(story, left=left)
+
+
+def test_what_an_earlier_agent_has_left_goes_where_the_kernels_way_is_another(
+    host: Host, follow: Follow
+) -> None:
+    def left(scene: Scene) -> None:
+        scene.adopted("198.18.1.66", next_hop(scene, "public", "02:00:00:00:00:66"))
+
+    async def story(scene: Scene) -> None:
+        await scene.until_mac(0, None)
+        assert scene.told("transceiver_unreachable") == [], "it is still being asked"
+
+    follow(story, left=left)
+
+
+def test_a_kernel_that_does_not_answer_is_asked_again_and_nothing_changes_meanwhile(
+    host: Host, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Played: it happens to those without memory."""
+
+    async def story(scene: Scene) -> None:
+        asked = []
+
+        def refuse(kind: int, body: bytes) -> None:
+            asked.append(kind)
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+        index = scene.transceiver()
+        there = mac(host, "behind", outside=True)
+        await scene.until_mac(index, there)
+        with monkeypatch.context() as played:
+            played.setattr(scene.network._netlink, "get", refuse)
+            host.ip(route(f"{TRANSCEIVER}/32", "198.18.1.77"))
+            host.ip("link set inside mtu 1400")
+            scene.follower.resolve(scene.leases[index])
+            await scene.until(lambda: len(asked) > 1, "it is asked")
+            assert scene.mac(index) == there
+            assert scene.follower.not_ready() is None
+        await scene.until_mac(index, None)
+
+    follow(story, attached=True)
+
+
+def test_a_full_neighbour_table_is_told_with_the_cure(
+    host: Host, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Played: the table is the whole machine's."""
+
+    async def story(scene: Scene) -> None:
+        def refuse(kind: int, flags: int, body: bytes) -> None:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+        monkeypatch.setattr(scene.network._netlink, "change", refuse)
+        index = scene.transceiver()
+        assert scene.mac(index) is None
+        assert "gc_thresh3" in scene.follower.unreachable["x0"]
+
+        monkeypatch.undo()
+        scene.follower.resolve(scene.leases[index])
+        await scene.until_mac(index, mac(host, "behind", outside=True))
+
+    follow(story)
