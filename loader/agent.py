@@ -129,8 +129,9 @@ class Agent:
         self._table.max_routes = config.max_routes
         self.following.mend(config.reattach)
 
-    def adopt(self) -> None:
-        """Take over the transceivers, routes and flows that an earlier agent left in the maps."""
+    def adopt(self) -> int:
+        """Take over the transceivers, routes and flows that an earlier agent left in the maps;
+        how many routes."""
         now = self._clock()
         leases = {}
         for index, entry in self._maps.transceivers():
@@ -159,6 +160,7 @@ class Agent:
             len(self._table.ids),
             free,
         )
+        return len(self._table.ids)
 
     # What the API asks for.
 

@@ -18,11 +18,10 @@ from loader import carriers, datapath, upgrade
 from loader.agent import Agent
 from loader.api import Access, Listener, Runner, application
 from loader.capabilities import Capability, require
-from loader.carriers import Attachment
 from loader.config import AgentConfig
 from loader.errors import ShuntError
 from loader.logs import EventLines
-from loader.maps import DEFAULT_PINS, Maps, versioned
+from loader.maps import DEFAULT_PINS, Maps
 from loader.network import Network
 from loader.reloading import Reloading
 from loader.supervision import Supervision
@@ -86,25 +85,23 @@ def _run(reloading: Reloading) -> None:
     datapath.make_room(config.pins)
     with _owned(config.pins), closing(Supervision()) as supervision:
         supervision.status("taking over the relay")
-        attachments = _take_over(config)
+        taken = _take_over(config)
         with Maps(config.pins, writable=True) as maps:
-            asyncio.run(_serve(reloading, maps, attachments, supervision))
+            asyncio.run(_serve(reloading, maps, taken, supervision))
 
 
-def _take_over(config: AgentConfig) -> list[Attachment]:
+def _take_over(config: AgentConfig) -> upgrade.Taken:
     try:
         upgrade.recover(config.pins)
         planned = plan(config)
         log.info("%s", planned.words)
-        attachments = upgrade.carry_out(planned, config.interfaces)
+        taken = upgrade.carry_out(planned, config.interfaces)
     except PermissionError as error:
         raise datapath.not_permitted(config.pins, error) from None
-    program = datapath.pinned_program(versioned(config.pins))
-    log.info("program %s (id %d) is at work", program.tag, program.id)
-    for each in attachments:
+    for each in taken.attachments:
         why = f" ({each.why})" if each.why else ""
         log.info("%s: %s mode%s", each.interface, each.mode.name.lower(), why)
-    return attachments
+    return taken
 
 
 @contextmanager
@@ -129,14 +126,19 @@ def _owned(pins: Path) -> Iterator[None]:
 
 
 async def _serve(
-    reloading: Reloading, maps: Maps, attachments: list[Attachment], supervision: Supervision
+    reloading: Reloading, maps: Maps, taken: upgrade.Taken, supervision: Supervision
 ) -> None:
     with Network() as network:
         await network.look()
         agent = Agent(reloading.config, maps, network, reloading=reloading)
         agent.events.listen(EventLines())
-        agent.configure(attachments)
-        agent.adopt()
+        agent.configure(taken.attachments)
+        routes = agent.adopt()
+        if taken.adopted:
+            agent.events.tell("adopted", routes=routes)
+        if taken.program is not None:
+            brought = list(taken.brought_over)
+            agent.events.tell("upgraded", program=taken.program, brought_over=brought)
         await _serve_agent(agent, supervision)
 
 

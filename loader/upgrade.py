@@ -33,7 +33,7 @@ from loader.pinned_set import LOADING, PARTS, PinnedSet, described, pinned_sets
 from loader.sizes import sizes
 from loader.source import digest
 
-__all__ = ["STAGE", "Fate", "Plan", "carry_out", "plan", "recover", "stage"]
+__all__ = ["STAGE", "Fate", "Plan", "Taken", "carry_out", "plan", "recover", "stage"]
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,17 @@ class Plan:
         program = "the program stays" if self.same_program else "the program is replaced"
         maps = f"brought over: {', '.join(copied)}" if copied else "all maps stay"
         return f"{program}; {maps}; slots in use: {self.slots}"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What `carry_out` did. *adopted*: there was a relay before; *program*: its id, if it is
+    another than before; *brought_over*: the maps whose layout is another."""
+
+    attachments: list[Attachment]
+    adopted: bool
+    program: int | None
+    brought_over: tuple[str, ...]
 
 
 def plan(pins: Path, inside: int) -> Plan:
@@ -273,7 +284,7 @@ def _alone(pins: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def carry_out(plan: Plan, interfaces: list[str]) -> list[Attachment]:
+def carry_out(plan: Plan, interfaces: list[str]) -> Taken:
     """Do it. Raises ShuntError, and the relay that was running runs on as it was.
 
     A process without CAP_PERFMON takes what `stage` has left, or leaves the program as it is if its
@@ -309,7 +320,14 @@ def carry_out(plan: Plan, interfaces: list[str]) -> list[Attachment]:
     if replaces:
         about.source[:] = list(digest(plan.inside))
     datapath.write_notebook(versioned(plan.pins), about, plan.inside)
-    return attachments
+    program = datapath.pinned_program(versioned(plan.pins))
+    log.info("program %s (id %d) is at work", program.tag, program.id)
+    return Taken(
+        attachments,
+        adopted=running is not None,
+        program=program.id if running and replaces else None,
+        brought_over=tuple(n for n, fate in plan.maps.items() if fate is Fate.COPIED),
+    )
 
 
 def _replace(plan: Plan, carriers: Carriers) -> list[Attachment]:

@@ -58,10 +58,10 @@ def running(first: tuple[Host, Path]) -> tuple[Host, Path]:
     return first
 
 
-def take_over(host: Host, pins: Path, *, inside: int = 1) -> list[carriers.Attachment]:
+def take_over(host: Host, pins: Path, *, inside: int = 1) -> upgrade.Taken:
     """As an agent of this version begins."""
 
-    def begin() -> list[carriers.Attachment]:
+    def begin() -> upgrade.Taken:
         upgrade.recover(pins)
         return upgrade.carry_out(upgrade.plan(pins, inside), list(BOTH))
 
@@ -212,9 +212,10 @@ def test_the_same_version_takes_over_what_is_there(running: tuple[Host, Path]) -
 
     done = take_over(host, pins)
 
+    assert (done.adopted, done.program, done.brought_over) == (True, None, ())
     assert on(host) == before
     assert contents(pins) == held
-    assert [(each.interface, each.mode.name) for each in done] == [
+    assert [(each.interface, each.mode.name) for each in done.attachments] == [
         ("public", "NATIVE"),
         ("inside", "NATIVE"),
     ]
@@ -235,8 +236,9 @@ def test_another_program_takes_the_maps_as_they_are(running: tuple[Host, Path]) 
     assert (on(host), contents(pins), map_ids(pins)) == (before, held, kept)
     (staged,) = (each.program for each in pinned_sets(pins) if each.folder.name == upgrade.STAGE)
 
-    take_over(host, pins)
+    done = take_over(host, pins)
 
+    assert (done.adopted, done.program, done.brought_over) == (True, staged, ())
     assert on(host) == {f"xdp {staged}"}
     assert on(host) != before
     assert contents(pins) == held
@@ -274,8 +276,9 @@ def test_another_layout_is_brought_over_and_back(
     assert plan.maps["flows"] is Fate.KEPT
     assert plan.slots == 2
 
-    take_over(host, pins)
+    done = take_over(host, pins)
 
+    assert set(done.brought_over) == copied
     assert contents(pins) == held
     assert is_relayed(pins, 50000)
     assert not is_relayed(pins, 50001), "still pending"
