@@ -138,6 +138,12 @@ class Metrics:
             case "transceiver_gone":
                 self._ended.labels(event.facts["why"]).inc()
 
+    def _program(self) -> str:
+        try:
+            return self._program_tag()
+        except OSError:
+            return ""  # somebody has removed the pin; all else is there to be told
+
     def scrape(self) -> Scrape:
         """The numbers of this moment."""
         now = self._clock()
@@ -176,7 +182,8 @@ class Metrics:
             resyncs=self._following.overflows,
             adoptions=about.adoptions,
             upgrades=about.upgrades,
-            program=self._program_tag(),
+            migrations=about.migrations,
+            program=self._program(),
             draining=self._table.drain is not None,
             reload_failed=self._reloading.failed,
             configured_at=self._reloading.taken_at,

@@ -64,6 +64,7 @@ class Scrape(Collector):
     resyncs: int
     adoptions: int
     upgrades: int
+    migrations: int
     program: str
     draining: bool
     reload_failed: bool
@@ -175,6 +176,11 @@ _COUNTERS = (
         "shunt_agent_upgrades",
         "Times that another program took over the interfaces.",
         lambda scrape: {(): scrape.upgrades},
+    ),
+    _Family(
+        "shunt_agent_migrations",
+        "Times that what maps of another layout held was brought over.",
+        lambda scrape: {(): scrape.migrations},
     ),
     _Family(
         "shunt_interface_reattachments",

@@ -1076,3 +1076,13 @@ def test_a_lease_that_was_not_renewed_counts_as_expired(start: Start) -> None:
         assert 'shunt_agent_leases_ended_total{why="deregistered"} 0.0' in told
 
     start(story)
+
+
+def test_metrics_are_told_even_if_somebody_has_removed_the_programs_pin(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        told = generate_latest(agent.metrics.scrape()).decode()
+
+        assert 'shunt_agent_build_info{layout="v' in told
+        assert 'program_tag=""' in told
+
+    start(story, config=replace(start.config, pins=Path("/sys/fs/bpf/shunt-removed")))

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from loader import VERSION, datapath, types
 from loader.client import AgentClient, AgentRefused
 from loader.interfaces import State as InterfaceState
-from loader.maps import Counters, Interface, Rate
+from loader.maps import Counters, Interface, Rate, versioned
 from loader.reasons import REASONS
 from loader.scrape import Scrape
 from loader.types import Mode, State
@@ -170,6 +170,27 @@ async def test_a_transceiver_that_has_gone_leaves_no_series(
     assert 'transceiver="gone"' not in (await scraped(shared_agent))[1]
 
 
+async def test_what_the_relay_has_counted_and_how_often_it_was_adopted_outlive_the_agent(
+    own_agent: AgentProcess,
+) -> None:
+    await asyncio.to_thread(knock, own_agent, "nobody")
+    _type, before = await scraped(own_agent)
+
+    own_agent.kill()
+    await asyncio.to_thread(own_agent.start)
+
+    _type, after = await scraped(own_agent)
+    dropped = samples(before)["shunt_relay_dropped_packets_total"]
+    assert dropped[(("reason", "no_route"),)] > 0
+    assert samples(after)["shunt_relay_dropped_packets_total"] == dropped
+    adoptions, upgrades = (
+        [samples(text)[f"shunt_agent_{name}_total"][()] for text in (before, after)]
+        for name in ("adoptions", "upgrades")
+    )
+    assert adoptions[1] == adoptions[0] + 1
+    assert upgrades[1] == upgrades[0]
+
+
 @pytest.mark.parametrize("accept", ["*/*", OPENMETRICS])
 async def test_no_client_and_no_ufrag_is_named(
     client: AgentClient, shared_agent: AgentProcess, accept: str
@@ -180,7 +201,7 @@ async def test_no_client_and_no_ufrag_is_named(
     await asyncio.to_thread(knock, shared_agent, "Secret6666", VIP6)
     with suppress(AgentRefused):
         await client.add_route("Secret-bad", transceiver="x1", instance=INSTANCE)
-    await client.remove_route("Secret-gone", instance=INSTANCE)
+    await client.remove_route("SecretGone", instance=INSTANCE)
     flows = (await client.flows())["flows"]
     clients = {re.sub(r"^\[?(.*?)\]?:(\d+)$", r"\1", flow["client"]) for flow in flows}
     assert {"198.18.0.10", "2001:db8:18::10"} <= clients, "they are there to be named"
@@ -297,7 +318,7 @@ async def test_events_and_housekeeping_are_counted(
 
 
 async def test_the_build_and_the_interfaces_are_told(shared_agent: AgentProcess) -> None:
-    tag = datapath.pinned_program(shared_agent.pins).tag
+    tag = datapath.pinned_program(versioned(shared_agent.pins)).tag
 
     _type, text = await scraped(shared_agent)
 
@@ -336,6 +357,7 @@ def scrape(*, mode: Mode = Mode.NATIVE, state: InterfaceState = InterfaceState.W
         resyncs=0,
         adoptions=0,
         upgrades=0,
+        migrations=0,
         program="",
         draining=False,
         reload_failed=False,

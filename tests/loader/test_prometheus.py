@@ -11,7 +11,7 @@ import pytest
 
 from loader.client import AgentClient
 from tests.loader.conftest import INSTANCE, ROOT, TRANSCEIVER, AgentProcess, eventually
-from tests.loader.prometheus import Prometheus, bridge, prometheus
+from tests.loader.prometheus import Prometheus, prometheus
 from tests.loader.test_agent_process import knock
 from tests.packaging.promql import Selector, labels_named, selectors
 from tests.packaging.test_rules import rules
@@ -94,16 +94,15 @@ def scraping(
 ) -> Iterator[Prometheus]:
     """A Prometheus that has scraped an agent with a transceiver, a route and a flow often enough
     for its rules to have something to say."""
-    with bridge(shared_agent.socket) as port:
-        asyncio.run(busy(shared_agent))
-        with prometheus(tmp_path_factory.mktemp("prometheus"), port) as running:
-            eventually(
-                "it has rates",
-                lambda: running.query("instance_direction:shunt_relay_packets:rate5m") != [],
-                within=20,
-            )
-            yield running
-        asyncio.run(idle(shared_agent))
+    asyncio.run(busy(shared_agent))
+    with prometheus(shared_agent, tmp_path_factory.mktemp("prometheus")) as running:
+        eventually(
+            "it has rates",
+            lambda: running.query("instance_direction:shunt_relay_packets:rate5m") != [],
+            within=30,
+        )
+        yield running
+    asyncio.run(idle(shared_agent))
 
 
 def test_prometheus_takes_what_it_scrapes(scraping: Prometheus) -> None:
