@@ -164,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("dataplane", "nanoseconds a packet, by test runs"),
         ("live", "packets a second over veth, with up to a million flows"),
+        ("survival", "packets lost when the agent ends, or the program changes, amid traffic"),
     ):
         bench = _command(benches, name, _bench, text, root=True)
         bench.set_defaults(bench=name)

@@ -12,10 +12,10 @@ _LOCK = Path("/run/lock/shunt-bench.lock")
 
 
 @contextmanager
-def alone(progress: Callable[[str], None]) -> Iterator[int]:
+def alone(progress: Callable[[str], None], *, pinned: bool = True) -> Iterator[int]:
     """Wait for the end of other benches: two would measure each other, and take each other's
-    namespaces for those of one that was killed. Then keep this process, and the packets that it
-    sends, on the last CPU that it may use: its number."""
+    namespaces for those of one that was killed. Then, if *pinned*, keep this process, and the
+    packets that it sends, on the last CPU that it may use: its number."""
     _LOCK.parent.mkdir(parents=True, exist_ok=True)
     before = os.sched_getaffinity(0)
     cpu = max(before)
@@ -25,7 +25,8 @@ def alone(progress: Callable[[str], None]) -> Iterator[int]:
         except BlockingIOError:
             progress("waiting for another bench to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        os.sched_setaffinity(0, {cpu})
+        if pinned:
+            os.sched_setaffinity(0, {cpu})
         try:
             yield cpu
         finally:

@@ -61,8 +61,9 @@ def map_memory(pins: Path, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def machine(pins: Path, cpu: int) -> dict[str, Any]:
-    """Where a bench ran, and what: for its report."""
+def machine(pins: Path, cpu: int | None) -> dict[str, Any]:
+    """Where a bench ran, and what: for its report. *cpu*: the one that it was kept on, if it
+    was."""
     model = next(
         (
             line.split(":", 1)[1].strip()

@@ -26,11 +26,15 @@ def run(name: str, *, quick: bool, check: bool, as_json: bool) -> int:
 
 
 def _bench(name: str) -> Callable[..., Report]:
-    # Each imports what the other does not need, and BCC.
+    # Each imports what the others do not need, and BCC.
     if name == "live":
         from tools.bench import live
 
         return live.run
+    if name == "survival":
+        from tools.bench import survival
+
+        return survival.run
     from tools.bench import dataplane
 
     return dataplane.run

@@ -13,6 +13,16 @@ __all__ = ["show"]
 
 def show(console: Console, report: Report, held: Sequence[Held]) -> None:
     """The cases, what else was found, and the targets."""
+    if report.bench == "survival":
+        _show_events(console, report)
+    else:
+        _show_cases(console, report)
+    _show_facts(console, report)
+    if held:
+        _show_targets(console, held)
+
+
+def _show_cases(console: Console, report: Report) -> None:
     live = report.bench == "live"
     base, last = ("redirect", "lost") if live else ("swap", "how")
     columns = ["case", "what", "median", "least", "most", f"× {base}", last]
@@ -23,9 +33,26 @@ def show(console: Console, report: Report, held: Sequence[Held]) -> None:
         rows.append((case.name, case.what, *_numbers(case, live), ratio, last))
     unit = "million packets a second" if live else report.unit
     console.print(grid(f"{report.bench}: {unit}, {_rounds(report)}", columns, rows))
-    _show_facts(console, report)
-    if held:
-        _show_targets(console, held)
+
+
+def _show_events(console: Console, report: Report) -> None:
+    rows = [
+        (
+            each["what"],
+            each["sent"],
+            round(each["packets_per_second"]),
+            ", ".join(f"{count} {name}" for name, count in each["faults"].items()) or "none",
+            f"{each['longest_gap'] * 1e3:.1f}",
+            f"{each['longest_pause'] * 1e3:.1f}",
+        )
+        for each in report.facts["events"]
+    ]
+    columns = (
+        *("event", "packets sent", "a second", "lost, or not as sent"),
+        *("longest gap, ms", "longest pause in sending, ms"),
+    )
+    title = f"survival: {report.facts['flows']} flows both ways, {report.facts['rounds']} rounds"
+    console.print(grid(title, columns, rows))
 
 
 def _base(report: Report, case: Case) -> str:
@@ -72,9 +99,14 @@ def _show_facts(console: Console, report: Report) -> None:
             )
         )
     console.print(
-        f"Linux {facts['kernel']}, {facts['cpus']} × {facts['cpu']}, all on CPU "
-        f"{facts['pinned_to_cpu']}; load average {facts['load_average']:.2f}"
+        f"Linux {facts['kernel']}, {facts['cpus']} × {facts['cpu']}{_place(facts)}; load average "
+        f"{facts['load_average']:.2f}"
     )
+
+
+def _place(facts: Mapping[str, Any]) -> str:
+    cpu = facts["pinned_to_cpu"]
+    return "" if cpu is None else f", all on CPU {cpu}"
 
 
 def _memory(each: Mapping[str, Any]) -> tuple[object, ...]:
