@@ -971,6 +971,9 @@ async def test_a_killed_agent_loses_nothing_and_its_successor_adopts_it_all(
         await register(client, "changes", address="198.18.1.12", instance=OTHER_INSTANCE)
         assert [r["ufrag"] for r in (await client.routes())["routes"]] == ["kept"]
         assert len((await client.flows())["flows"]) == 2
+        starts = client.events(kinds=("adopted", "upgraded"), follow=False)
+        assert [(e["kind"], e.get("routes")) async for e in starts] == [("adopted", 2)]
+    assert (host.xdp("public"), host.xdp("inside")) == xdp, "the same program needs no exchange"
 
 
 def test_sigterm_stops_it_and_leaves_the_relay_running(own_agent: AgentProcess) -> None:
