@@ -30,11 +30,11 @@ from loader.maps import Maps, versioned
 from loader.metrics import Metrics
 from loader.network import Network
 from loader.picture import (
-    FLOWS_SHOWN,
     Routed,
     picture_of_counters,
     picture_of_flows,
     picture_of_routes,
+    picture_of_routes_alone,
 )
 from loader.problems import Refused, quoted
 from loader.reloading import Reloading
@@ -44,6 +44,9 @@ from loader.table import Lease, Registered, Route, RouteTable
 __all__ = ["Agent"]
 
 log = logging.getLogger(__name__)
+
+LISTED = 1000
+"""Routes and flows in one answer, if it is not said how many."""
 
 
 class Agent:
@@ -262,29 +265,49 @@ class Agent:
             ]
         }
 
-    def routes(self, transceiver: str | None = None) -> dict[str, Any]:
-        """`GET /v1/routes`, of one transceiver if its id is given."""
+    def routes(
+        self,
+        *,
+        transceiver: str | None = None,
+        slots: bool = True,
+        after: int = 0,
+        limit: int = LISTED,
+    ) -> dict[str, Any]:
+        """`GET /v1/routes`: the first *limit* after that place, of one transceiver if its id is
+        given; with *slots*, what those know. `next`: after what to go on."""
+        places = self._table.routes_after(after, limit=limit + 1, transceiver=transceiver)
+        next = places[limit - 1][0] if len(places) > limit else None
         routes = [
             Routed(ufrag, route.id, lease.id, route.checks)
-            for lease in self._table.leases()
-            if transceiver in (None, lease.id)
-            for ufrag, route in lease.routes.items()
+            for _, lease, ufrag in places[:limit]
+            for route in (lease.routes[ufrag],)
         ]
+        if not slots:
+            return {"routes": picture_of_routes_alone(routes), "next": next}
+        named = {route.id: self._slots_named(route.ufrag) for route in routes}
+        found = self._flows.slots_of(named)
+        among = [slot for each in found.values() for slot in each]
         ids = np.array([route.id for route in routes], dtype=np.uint32)
-        accounts = accounts_of(self.housekeeping.accounts.of_routes(ids))
-        slots = self._flows.slots_by_route()
-        return {"routes": picture_of_routes(routes, slots=slots, accounts=accounts)}
+        accounts = accounts_of(self.housekeeping.accounts.of_routes(ids, among=among))
+        picture = picture_of_routes(routes, slots=found, accounts=accounts)
+        return {"routes": picture, "next": next}
 
-    def flows(self) -> dict[str, Any]:
-        """`GET /v1/flows`: how many there are, and as many of them as are read in no time."""
-        shown = self._flows.flows(now=self._clock(), limit=FLOWS_SHOWN)
+    def _slots_named(self, ufrag: str) -> list[int]:
+        entry = self._maps.route(ufrag)
+        return list(entry.slots) if entry else []
+
+    def flows(self, *, after: int = 0, limit: int = LISTED) -> dict[str, Any]:
+        """`GET /v1/flows`: the first *limit* after that slot. `next`: after which to go on."""
+        shown = self._flows.flows(now=self._clock(), after=after, limit=limit + 1)
+        next = shown[limit - 1].slot if len(shown) > limit else None
+        shown = shown[:limit]
         flows = picture_of_flows(
             shown,
             settings=self._maps.settings(),
             ufrags={flow.route: self._table.ufrag(flow.route) for flow in shown},
             transceivers=dict(self._maps.transceivers()),
         )
-        return {"flows": flows, "count": self._flows.count()}
+        return {"flows": flows, "next": next, "count": self._flows.count()}
 
     def counters(self) -> dict[str, Any]:
         """`GET /v1/counters`."""

@@ -30,6 +30,7 @@ DEFAULT_SOCKET = "/run/shunt/agent.sock"
 TOKEN_VARIABLE = "SHUNT_AGENT_TOKEN"
 """The environment variable that commands take the token from, for agents on other hosts."""
 
+_PAGE = 10_000
 _SILENCE_SECONDS = 45.0
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 
@@ -70,6 +71,8 @@ class Lease:
     vips: tuple[Vip, ...]
     draining: bool = False
     """Whether the relay makes no new routes to this transceiver: it should take no new sessions."""
+    digest: str | None = None
+    """Of the routes that the agent holds for it; see `loader.digest`."""
 
 
 class AgentClient:
@@ -139,7 +142,7 @@ class AgentClient:
             },
         )
         vips = tuple(Vip(vip["address"], vip["port"]) for vip in answer["vips"])
-        return Lease(answer["lease_s"], vips, draining=answer.get("draining", False))
+        return Lease(answer["lease_s"], vips, answer["draining"], answer["digest"])
 
     async def deregister(self, id: str, *, instance: str) -> None:
         """End the lease; the transceiver's routes go with it."""
@@ -195,14 +198,27 @@ class AgentClient:
         """`GET /v1/transceivers`."""
         return await self._call("GET", "/v1/transceivers")
 
-    async def routes(self, *, transceiver: str | None = None) -> dict[str, Any]:
-        """`GET /v1/routes`, of one transceiver if its id is given."""
-        query = f"?transceiver={_segment(transceiver)}" if transceiver else ""
-        return await self._call("GET", f"/v1/routes{query}")
+    async def routes(self, *, transceiver: str | None = None, slots: bool = True) -> dict[str, Any]:
+        """`GET /v1/routes`, all pages of it; of one transceiver if its id is given. Without
+        *slots*, nothing is told that only those know."""
+        query = {"slots": "true" if slots else "false"}
+        if transceiver is not None:
+            query["transceiver"] = transceiver
+        return await self._all("routes", query)
 
     async def flows(self) -> dict[str, Any]:
-        """`GET /v1/flows`: `flows`, not all if there are very many, and their `count`."""
-        return await self._call("GET", "/v1/flows")
+        """`GET /v1/flows`, all pages of it; `count`: how many there were at last."""
+        return await self._all("flows", {})
+
+    async def _all(self, name: str, query: dict[str, str]) -> dict[str, Any]:
+        found: list[Any] = []
+        answer: dict[str, Any] = {"next": 0}
+        while (after := answer["next"]) is not None:
+            page = urlencode({**query, "limit": _PAGE, "after": after})
+            answer = await self._call("GET", f"/v1/{name}?{page}")
+            found += answer[name]
+        del answer["next"]
+        return {**answer, name: found}
 
     async def events(
         self,

@@ -5,7 +5,7 @@ be a million, so that nothing here goes through them one by one. What else is le
 at them all is `accounts`' and `sessions`'.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -262,6 +262,16 @@ class FlowTable:
             for id, start, end in zip(routes[starts].tolist(), starts.tolist(), ends, strict=True)
         }
 
+    def slots_of(self, named: Mapping[int, Iterable[int]]) -> dict[int, list[int]]:
+        """The same of a few routes: of the slots that a route's entry in the map names, those
+        whose flows live and are the route's."""
+        slots = self._live_of(slot for each in named.values() for slot in each if slot)
+        found: dict[int, list[int]] = {}
+        for slot, route in zip(slots.tolist(), self._book["route"][slots].tolist(), strict=True):
+            if route in named:
+                found.setdefault(route, []).append(slot)
+        return found
+
     @property
     def capacity(self) -> int:
         """How many flows there can be: slots at the inside ports of the inside addresses."""
@@ -282,10 +292,11 @@ class FlowTable:
         """How many slots are in use."""
         return int(np.count_nonzero(self._states()))
 
-    def flows(self, *, now: float, limit: int | None = None) -> list[Flow]:
-        """All slots in use, by index; the first *limit* of them."""
+    def flows(self, *, now: float, after: int = -1, limit: int | None = None) -> list[Flow]:
+        """All slots in use, by index; the first *limit* of them *after* that one."""
         moment = ticks(now)
-        used = np.flatnonzero(self._states() != State.FREE)[:limit]
+        first = after + 1
+        used = first + np.flatnonzero(self._states()[first:] != State.FREE)[:limit]
         return [
             _flow(index, there, back, int(route), moment)
             for index, there, back, route in zip(

@@ -360,6 +360,11 @@ class Maps:
                 (types.Route.from_buffer_copy(value)),
             )
 
+    def route(self, ufrag: str) -> types.Route | None:
+        """A route as it is now, or None if there is none."""
+        value = self._maps["routes"].lookup(ufrag_key(ufrag))
+        return None if value is None else types.Route.from_buffer_copy(value)
+
     def all_routes(self) -> tuple[list[str], npt.NDArray[Any]]:
         """All routes, at once: their ufrags, and their entries side by side, with the fields of
         `types.Route`."""

@@ -17,6 +17,7 @@ __all__ = [
     "picture_of_counters",
     "picture_of_flows",
     "picture_of_routes",
+    "picture_of_routes_alone",
 ]
 
 FLOWS_SHOWN = 10_000  # a tenth of a second's work; of more than that, nobody reads the list
@@ -94,6 +95,14 @@ def picture_of_routes(
             **picture_of_account(account),
         }
         for route, account in zip(routes, accounts, strict=True)
+    ]
+
+
+def picture_of_routes_alone(routes: Iterable[Routed]) -> list[dict[str, Any]]:
+    """The same without what the slots know."""
+    return [
+        {"ufrag": route.ufrag, "transceiver": route.transceiver, "checks": route.checks}
+        for route in routes
     ]
 
 

@@ -81,6 +81,21 @@ class RouteIds:
         found: npt.NDArray[np.bool_] = self._ids.take(ids & _MASK) == ids
         return found
 
+    def place(self, id: int) -> int:
+        """Where an id that is given out stands in the order of `after`."""
+        return INDEXES + id if id in self._extras else index_of(id)
+
+    def after(self, place: int, limit: int) -> list[int]:
+        """The ids that are given out and stand after that place, *limit* of them at most: by
+        index, and the extras last. An id does not move, so that who goes on where he was misses
+        none that is there all the time. 0: from the beginning."""
+        first = min(place + 1, INDEXES)
+        found = self._ids[first:]
+        ids: list[int] = found[np.flatnonzero(found)[:limit]].tolist()
+        if len(ids) < limit and self._extras:
+            ids += sorted(id for id in self._extras if INDEXES + id > place)[: limit - len(ids)]
+        return ids
+
     def is_extra(self, id: int) -> bool:
         """Whether it is one."""
         return id in self._extras

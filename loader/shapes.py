@@ -5,7 +5,7 @@ What is asked is checked against these to the letter; members that are not here 
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from loader.events import KINDS
 from loader.types import HTTP_LENGTH, UFRAG_LENGTH
@@ -18,6 +18,7 @@ __all__ = [
     "EventsQuery",
     "Flow",
     "Flows",
+    "FlowsQuery",
     "Health",
     "Id",
     "Instance",
@@ -150,6 +151,15 @@ class Registered(_Told, frozen=True, kw_only=True):
     draining: Annotated[
         bool, Meta(description="Whether it gets no new routes: take no new sessions then.")
     ]
+    routes: Annotated[int, Meta(description="How many it holds.", ge=0)]
+    digest: Annotated[
+        str,
+        Meta(
+            description="Of the ufrags of its routes: the exclusive or of their BLAKE2b digests of "
+            "8 bytes each, in hexadecimal. Who has another has other routes.",
+            pattern="^[0-9a-f]{16}$",
+        ),
+    ]
 
 
 class RouteAsked(_Asked, frozen=True, kw_only=True):
@@ -238,12 +248,28 @@ class Reloaded(_Told, frozen=True, kw_only=True):
     restart: list[str]
 
 
-class RoutesQuery(_Asked, frozen=True, kw_only=True):
+class _Page(_Asked, frozen=True, kw_only=True):
+    """Which part of a list."""
+
+    limit: Annotated[int, Meta(description="As many at most.", ge=1, le=10_000)] = 1000
+    after: Annotated[
+        int, Meta(description="Where to go on: the last answer's `next`.", ge=0, lt=1 << 33)
+    ] = 0
+
+
+class FlowsQuery(_Page, frozen=True, kw_only=True):
+    """Which flows."""
+
+
+class RoutesQuery(_Page, frozen=True, kw_only=True):
     """Which routes."""
 
     transceiver: Annotated[
         str | None, Meta(description="Only those of the transceiver with this id.")
     ] = None
+    slots: Annotated[
+        bool, Meta(description="Whether to tell what the slots know; without, it is quicker.")
+    ] = True
 
 
 class Rate(_Told, frozen=True, kw_only=True):
@@ -253,22 +279,29 @@ class Rate(_Told, frozen=True, kw_only=True):
     bytes: Count
 
 
+Next = Annotated[
+    int | None, Meta(description="`after` for what comes next; null if this is the end.")
+]
+
+
 class Route(_Told, frozen=True, kw_only=True):
-    """A route, the slots of its living flows, and what all flows that it has had have carried,
-    as far as this agent knows."""
+    """A route; the slots of its living flows, and what all flows that it has had have carried, as
+    far as this agent knows."""
 
     ufrag: Ufrag
     transceiver: Id
     checks: bool
-    slots: list[Count]
-    to_transceiver: Rate
-    to_client: Rate
+    slots: list[Count] | UnsetType = UNSET
+    to_transceiver: Rate | UnsetType = UNSET
+    to_client: Rate | UnsetType = UNSET
 
 
 class Routes(_Told, frozen=True, kw_only=True):
-    """Routes."""
+    """Routes, in an order that does not change. Whoever goes on with `next` until it is null has
+    had every route that was there all the time once."""
 
     routes: list[Route]
+    next: Next
 
 
 class Flow(_Told, frozen=True, kw_only=True):
@@ -293,9 +326,10 @@ class Flow(_Told, frozen=True, kw_only=True):
 
 
 class Flows(_Told, frozen=True, kw_only=True):
-    """Flows, and how many there are in all."""
+    """Flows by slot, and how many there are in all."""
 
     flows: list[Flow]
+    next: Next
     count: Count
 
 

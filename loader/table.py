@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from loader.digest import digest_of
 from loader.maps import ufrag_key
 from loader.problems import Refused, quoted
 from loader.routeids import INDEXES, Ids, RouteIds, index_of, indexes_of
@@ -78,6 +79,8 @@ class Lease:
     expires: float
     routes: dict[str, Route] = field(default_factory=dict)
     drain: Drain | None = None
+    digest: int = 0
+    """Of the ufrags of its routes; see `digest`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,24 @@ class RouteTable:
         """The drain because of which the transceiver gets no new routes: its own or the relay's."""
         return lease.drain or self.drain
 
+    def routes_after(
+        self, place: int, *, limit: int, transceiver: str | None = None
+    ) -> list[tuple[int, Lease, str]]:
+        """Routes by their places (see `RouteIds.after`), with the lease and the ufrag of each: the
+        first *limit* after that place, of one transceiver if its id is given."""
+        if transceiver is None:
+            ufrags = [self.ufrag(id) for id in self.ids.after(place, limit)]
+            found = [(self._ufrags[ufrag], ufrag) for ufrag in ufrags if ufrag is not None]
+            return [
+                (self.ids.place(lease.routes[ufrag].id), lease, ufrag) for lease, ufrag in found
+            ]
+        lease = self._leases.get(transceiver)
+        if lease is None:
+            return []
+        places = ((self.ids.place(route.id), ufrag) for ufrag, route in lease.routes.items())
+        first = heapq.nsmallest(limit, (each for each in places if each[0] > place))
+        return [(at, lease, ufrag) for at, ufrag in first]
+
     def owner(self, ufrag: str) -> Lease | None:
         """The lease that holds the route."""
         return self._ufrags.get(ufrag)
@@ -178,6 +199,8 @@ class RouteTable:
             left = min(max(lease.expires - now, GRACE_SECONDS), LEASE_SECONDS)
             lease.expires = now + left
             self._begin(lease)
+            for ufrag in lease.routes:
+                lease.digest ^= digest_of(ufrag)
             self._ufrags.update(dict.fromkeys(lease.routes, lease))
             routes.extend(lease.routes.items())
         self.ids.adopt([route.id for _, route in routes], named=named)
@@ -307,6 +330,7 @@ class RouteTable:
         route = Route(id, checks)
         lease.routes[ufrag] = route
         self._ufrags[ufrag] = lease
+        lease.digest ^= digest_of(ufrag)
         self._place(ufrag, route)
         return route
 
@@ -315,6 +339,7 @@ class RouteTable:
         ended, lease.routes = lease.routes, {}
         for ufrag, route in ended.items():
             self._forget(ufrag, route)
+        lease.digest = 0
         return ended
 
     def quota(self, lease: Lease) -> int:
@@ -328,6 +353,7 @@ class RouteTable:
             return None
         self._authorised(lease.id, instance)
         route = lease.routes.pop(ufrag)
+        lease.digest ^= digest_of(ufrag)
         self._forget(ufrag, route)
         return route
 

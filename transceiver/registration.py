@@ -11,6 +11,7 @@ import secrets
 from collections.abc import AsyncIterator
 
 from loader.client import AgentClient, AgentRefused
+from loader.digest import digest
 from loader.errors import ShuntError
 from transceiver.stun import Address, text
 
@@ -125,15 +126,19 @@ class Registration:
         if lease.draining != self._draining:
             log.info("draining: no new sessions" if lease.draining else "the drain was called off")
         self._draining = lease.draining
-        held = {
-            route["ufrag"] for route in (await self._client.routes(transceiver=self._id))["routes"]
-        }
+        if lease.digest != digest(self._live):
+            await self._reconcile()
+        seconds: float = lease.seconds
+        return seconds / 3
+
+    async def _reconcile(self) -> None:
+        """Have the agent hold the routes that are live, and no other."""
+        told = await self._client.routes(transceiver=self._id, slots=False)
+        held = {route["ufrag"] for route in told["routes"]}
         for ufrag in self._live - held:
             await self._restore(ufrag)
         for ufrag in held - self._live:
             await self._client.remove_route(ufrag, instance=self._instance)
-        seconds: float = lease.seconds
-        return seconds / 3
 
     async def _restore(self, ufrag: str) -> None:
         try:

@@ -4,8 +4,10 @@ The routes of the HTTP server and the description of the API are both made of th
 neither knows of something that the other does not.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -16,12 +18,15 @@ from loader.agent import Agent
 from loader.api.answers import json_answer
 from loader.api.stream import Streams
 from loader.configfile import BadConfig
+from loader.digest import written
 from loader.errors import ShuntError
 from loader.exposition import telling
 from loader.problems import PROBLEMS, ProblemType, Refused, quoted
 from loader.table import LEASE_SECONDS
 
 __all__ = ["DESCRIPTION", "OPERATIONS", "STREAMS", "Call", "Operation", "Text"]
+
+_AT_ONCE = 250  # of a list: some milliseconds' work
 
 _ALWAYS = ("malformed-request", "malformed-query", "unauthorized", "forbidden", "internal-error")
 _OF_PATHS = (("id", "bad-id"), ("ufrag", "bad-ufrag"))
@@ -84,6 +89,8 @@ async def _register(call: Call) -> web.Response:
         reachable=reachable,
         vips=[shapes.Vip(address=vip.address, port=vip.port) for vip in call.agent.config.vips],
         draining=call.agent.is_draining(registered.lease),
+        routes=len(registered.lease.routes),
+        digest=written(registered.lease.digest),
     )
     return json_answer(answer, status=201 if registered.new else 200)
 
@@ -156,11 +163,25 @@ async def _call_off_drain(call: Call) -> web.Response:
 
 
 async def _routes(call: Call) -> web.Response:
-    return json_answer(call.agent.routes(call.query.transceiver))
+    asked = call.query
+    read = partial(call.agent.routes, transceiver=asked.transceiver, slots=asked.slots)
+    return json_answer(await _list("routes", read, asked))
 
 
 async def _flows(call: Call) -> web.Response:
-    return json_answer(call.agent.flows())
+    return json_answer(await _list("flows", call.agent.flows, call.query))
+
+
+async def _list(
+    name: str, read: Callable[..., dict[str, Any]], asked: shapes.FlowsQuery | shapes.RoutesQuery
+) -> dict[str, Any]:
+    """A page, read in pieces, between which others are served."""
+    answer = read(after=asked.after, limit=min(asked.limit, _AT_ONCE))
+    while answer["next"] is not None and (left := asked.limit - len(answer[name])):
+        await asyncio.sleep(0)
+        piece = read(after=answer["next"], limit=min(left, _AT_ONCE))
+        answer = {**piece, name: answer[name] + piece[name]}
+    return answer
 
 
 async def _counters(call: Call) -> web.Response:
@@ -335,8 +356,9 @@ OPERATIONS: tuple[Operation, ...] = (
         name="flows",
         method="GET",
         path="/v1/flows",
-        summary="The flows",
+        summary="The flows, by slot",
         do=_flows,
+        query=shapes.FlowsQuery,
         answers={200: shapes.Flows},
     ),
     Operation(

@@ -328,7 +328,7 @@ class AgentProcess:
         """Start, or start again, and wait until it serves; the code is that below *tree*."""
         self.process = self.spawn(log=self._log, tree=tree)
         try:
-            eventually("the agent is ready", self._ready, within=120)
+            eventually("the agent is ready", self._ready, within=100)
         except BaseException:
             self.kill()
             raise

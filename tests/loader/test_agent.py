@@ -24,7 +24,7 @@ from loader.config import AgentConfig
 from loader.daemon import _serve_agent
 from loader.errors import ShuntError
 from loader.leases import write_lease
-from loader.maps import Maps
+from loader.maps import Maps, ufrag_key
 from loader.network import Network
 from loader.problems import Refused
 from loader.shapes import Registration
@@ -134,6 +134,14 @@ def ufrags(maps: Maps) -> set[str]:
 
 def route_id(maps: Maps, ufrag: str) -> int:
     return next(int(route.id) for found, route in maps.routes() if found == ufrag)
+
+
+def name_slots(maps: Maps, ufrag: str, *slots: int) -> None:
+    """Have a route's entry name these slots, as the program would."""
+    route = maps.route(ufrag)
+    assert route
+    route.slots[: len(slots)] = slots
+    maps._maps["routes"].update(ufrag_key(ufrag), bytes(route))
 
 
 # Configuration.
@@ -326,7 +334,7 @@ def test_a_route_that_does_not_fit_into_the_map_is_no_route(start: Start) -> Non
             agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
         assert error.value.name == "route-map-full"
         del start.maps.add_route
-        assert agent.routes() == {"routes": []}
+        assert agent.routes() == {"routes": [], "next": None}
         agent.add_route("abcd", transceiver="x1", instance=INSTANCE)
         assert ufrags(start.maps) == {"abcd"}
 
@@ -386,6 +394,7 @@ def test_a_new_agent_adopts_what_the_last_one_left(
         indexes.append(await register(agent, address=address))
         agent.add_route("ab/+", transceiver="x1", instance=INSTANCE, checks=checks)
         put(maps, 20001, route=route_id(maps, "ab/+"), seen=clock.now, transceiver=indexes[0])
+        name_slots(maps, "ab/+", 20001)
 
     async def after(agent: Agent) -> None:
         (route,) = agent.routes()["routes"]
@@ -767,13 +776,40 @@ def test_a_flow_is_told_as_its_transceiver_sees_it(start: Start) -> None:
     start(story)
 
 
-def test_of_very_many_flows_the_first_are_told_and_how_many_there_are(start: Start) -> None:
+def test_flows_are_told_page_by_page_and_how_many_there_are(start: Start) -> None:
     async def story(agent: Agent) -> None:
         for half in ("to_transceiver", "to_client"):
-            start.maps.slots[half]["state"][1:12001] = State.PENDING
-        told = agent.flows()
-        assert [flow["slot"] for flow in told["flows"]] == list(range(1, 10001))
-        assert told["count"] == 12000
+            start.maps.slots[half]["state"][1:6] = State.PENDING
+        first = agent.flows(limit=2)
+        second = agent.flows(limit=2, after=first["next"])
+        third = agent.flows(limit=2, after=second["next"])
+        pages = [[flow["slot"] for flow in page["flows"]] for page in (first, second, third)]
+        assert pages == [[1, 2], [3, 4], [5]]
+        assert (third["next"], third["count"]) == (None, 5)
+
+    start(story)
+
+
+def test_routes_are_told_page_by_page_with_their_own_living_slots(start: Start) -> None:
+    maps = start.maps
+
+    async def story(agent: Agent) -> None:
+        index = await register(agent)
+        for ufrag in ("abcd", "efgh", "ijkl"):
+            agent.add_route(ufrag, transceiver="x1", instance=INSTANCE)
+        mine, other = route_id(maps, "abcd"), route_id(maps, "efgh")
+        put(maps, 20001, route=mine, transceiver=index)
+        put(maps, 20002, State.CLOSING, route=mine, transceiver=index)
+        put(maps, 20003, route=other, transceiver=index)
+        name_slots(maps, "abcd", 20001, 20002, 20003)
+        first = agent.routes(limit=2)
+        second = agent.routes(limit=2, after=first["next"])
+        assert [r["ufrag"] for r in first["routes"]] == ["abcd", "efgh"]
+        assert [r["slots"] for r in first["routes"]] == [[20001], [20003]]
+        assert ([r["ufrag"] for r in second["routes"]], second["next"]) == (["ijkl"], None)
+        assert agent.routes(slots=False, limit=1)["routes"] == [
+            {"ufrag": "abcd", "transceiver": "x1", "checks": True}
+        ]
 
     start(story)
 

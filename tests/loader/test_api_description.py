@@ -58,7 +58,7 @@ def strict(description: dict[str, Any]) -> dict[str, Any]:
     return description
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def description(shared_agent: AgentProcess) -> Iterator[dict[str, Any]]:
     """As the agent serves it; with a transceiver and routes to ask about."""
 

@@ -1,9 +1,11 @@
 """The route table: who may route, for how long, and what is never given out twice."""
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 
+from loader.digest import digest, written
 from loader.problems import Refused
 from loader.routeids import INDEXES
 from loader.table import (
@@ -358,6 +360,88 @@ def test_what_is_no_id_is_refused(table: RouteTable, id: str) -> None:
 
     assert refusal(error) == "bad-id"
     assert table.leases() == []
+
+
+# Lists.
+
+
+def pages(table: RouteTable, limit: int, transceiver: str | None = None) -> list[list[str]]:
+    """All routes, as they come page by page."""
+    found, place = [], 0
+    while page := table.routes_after(place, limit=limit, transceiver=transceiver):
+        found.append([ufrag for _, _, ufrag in page])
+        place = page[-1][0]
+    return found
+
+
+@pytest.mark.parametrize(("limit", "count"), [(1, 5), (2, 3), (5, 1), (9, 1)])
+def test_pages_hold_every_route_once(table: RouteTable, limit: int, count: int) -> None:
+    register(table, "x1")
+    register(table, "x2", instance=STRANGER, port=40001)
+    wanted = ["abcd", "efgh", "ijkl"]
+    for ufrag in wanted:
+        add_route(table, ufrag)
+    for ufrag in ("mnop", "qrst"):
+        table.add_route(ufrag, transceiver="x2", instance=STRANGER)
+
+    found = pages(table, limit)
+
+    assert len(found) == count
+    assert sorted(chain.from_iterable(found)) == [*wanted, "mnop", "qrst"]
+    assert sorted(chain.from_iterable(pages(table, limit, "x1"))) == wanted
+    assert pages(table, limit, "x3") == []
+
+
+def test_who_lists_while_routes_come_and_go_misses_none_that_stays(table: RouteTable) -> None:
+    register(table)
+    stay = [f"stay{number}" for number in range(6)]
+    for number, ufrag in enumerate(stay):
+        add_route(table, ufrag)
+        add_route(table, f"goes{number}")
+    found, place = [], 0
+    for number in range(6):
+        page = table.routes_after(place, limit=2)
+        found += [ufrag for _, _, ufrag in page]
+        place = page[-1][0] if page else place
+        table.remove_route(f"goes{number}", instance=FIRST)
+        add_route(table, f"come{number}")
+
+    assert [ufrag for ufrag in found if ufrag.startswith("stay")] == stay
+
+
+def test_ids_that_share_an_index_are_listed_too(table: RouteTable) -> None:
+    routes = {"abcd": Route(INDEXES + 17), "efgh": Route(17), "ijkl": Route(2 * INDEXES + 17)}
+    table.adopt([adopted(routes=routes, expires=15.0)], now=0.0)
+
+    for transceiver in (None, "x1"):
+        assert sorted(chain.from_iterable(pages(table, 1, transceiver))) == ["abcd", "efgh", "ijkl"]
+
+
+def test_a_digest_is_that_of_the_routes_whatever_has_come_and_gone(table: RouteTable) -> None:
+    lease = register(table).lease
+    assert written(lease.digest) == digest([])
+    for ufrag in ("abcd", "efgh", "ijkl"):
+        add_route(table, ufrag)
+    assert written(lease.digest) == digest(["ijkl", "abcd", "efgh"])
+
+    table.remove_route("efgh", instance=FIRST)
+    add_route(table, "mnop")
+    assert written(lease.digest) == digest(["abcd", "ijkl", "mnop"])
+
+    table.end_routes(lease)
+    assert written(lease.digest) == digest([])
+
+
+def test_an_adopted_lease_has_the_digest_of_its_routes(table: RouteTable) -> None:
+    lease = adopted(routes={"abcd": Route(17), "efgh": Route(18)})
+    table.adopt([lease], now=0.0)
+
+    assert written(lease.digest) == digest(["efgh", "abcd"])
+
+
+def test_other_routes_have_another_digest() -> None:
+    assert digest(["abcd"]) != digest(["abce"])
+    assert digest(["abcd", "efgh"]) != digest(["abcd"])
 
 
 # Drains.

@@ -5,6 +5,7 @@ from typing import Self
 
 from aiohttp import web
 
+from loader.digest import digest
 from loader.problems import Refused
 from transceiver.stun import Address
 
@@ -19,6 +20,10 @@ class FakeAgent:
         self.transceivers: dict[str, dict[str, object]] = {}
         self.routes: dict[str, str] = {}
         self.added: list[str] = []
+        self.registered = 0
+        """How often transceivers have registered or renewed."""
+        self.listed = 0
+        """How often it was asked for a list of routes."""
         self.refuse_routes: Refused | None = None
         """What new routes are refused with."""
         self.draining = False
@@ -61,11 +66,13 @@ class FakeAgent:
         if self.superseded:
             return _refused(Refused("superseded", "another process has come"))
         self.transceivers[name] = body
+        self.registered += 1
         vips = self.vips or [(body["address"], body["port"])]
         answer = {
             "id": name,
             "lease_s": self.lease,
             "draining": self.draining,
+            "digest": digest(u for u, transceiver in self.routes.items() if transceiver == name),
             "vips": [{"address": host, "port": port} for host, port in vips],
         }
         return web.json_response(answer, status=200 if known else 201)
@@ -95,7 +102,8 @@ class FakeAgent:
             for ufrag, transceiver in self.routes.items()
             if wanted in (None, transceiver)
         ]
-        return web.json_response({"routes": routes})
+        self.listed += 1
+        return web.json_response({"routes": routes, "next": None})
 
 
 def _refused(refused: Refused) -> web.Response:

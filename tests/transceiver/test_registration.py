@@ -70,6 +70,22 @@ async def test_routes_of_nobody_are_swept_but_not_those_of_others(
     await eventually(lambda: agent.routes == {"others": "x2"})
 
 
+async def test_routes_are_listed_only_when_they_differ(
+    agent: FakeAgent, running: Registration
+) -> None:
+    agent.lease = 0.15
+    await eventually(running.registered.is_set)
+    for ufrag in ("abcd", "efgh"):
+        await running.add(ufrag)
+    renewals = agent.registered
+    await eventually(lambda: agent.registered > renewals + 3)
+    assert agent.listed == 0
+
+    agent.routes["stale"] = "x1"
+    await eventually(lambda: "stale" not in agent.routes)
+    assert agent.listed == 1
+
+
 async def test_a_route_that_a_drain_has_ended_does_not_cost_the_lease(
     agent: FakeAgent, running: Registration, caplog: pytest.LogCaptureFixture
 ) -> None:
