@@ -1,12 +1,14 @@
 """Compiles the program, loads it and pins it with its maps; run as a process of its own.
 
-`python -m loader.compile FOLDER [INSIDE]` does it and ends; INSIDE is how many inside addresses
-the maps are made for. So the compiler's hundred megabytes, and whatever it might do wrong, are
-never the agent's. Maps that are pinned already are taken over with all they hold; the program's
-pin is replaced in one step.
+`python -m loader.compile FOLDER INSIDE PID` does it and ends; INSIDE is how many inside addresses
+the maps are made for, PID the process that waits for it. So the compiler's hundred megabytes, and
+whatever it might do wrong, are never the agent's. Maps that are pinned already are taken over with
+all they hold; the program's pin is replaced in one step.
 """
 
+import ctypes
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from loader.source import compiler_flags, entry_source, kernel_source, parts
 
 __all__ = ["compile_and_pin"]
 
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
-def compile_and_pin(folder: Path, inside: int = 1) -> None:
+
+def compile_and_pin(folder: Path, inside: int) -> None:
     """Compile for this kernel and pin in *folder*. BCC writes what went wrong to stderr."""
     flags = sizes(inside).flags
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,5 +42,14 @@ def compile_and_pin(folder: Path, inside: int = 1) -> None:
     fresh.rename(folder / PROGRAM)
 
 
+def _end_with(parent: int) -> None:
+    """Whoever waits for this may be killed: then nothing is to be pinned behind his back."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # he was, before that was said
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    compile_and_pin(Path(sys.argv[1]), *map(int, sys.argv[2:3]))
+    folder, inside, parent = sys.argv[1:]
+    _end_with(int(parent))
+    compile_and_pin(Path(folder), int(inside))

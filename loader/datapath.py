@@ -97,7 +97,7 @@ def compile_into(folder: Path, inside: int) -> bpf.ProgramInfo:
     there yet. Raises ShuntError with the compiler's or the verifier's last words."""
     try:
         compiled = subprocess.run(
-            [sys.executable, "-m", "loader.compile", str(folder), str(inside)],
+            [sys.executable, "-m", "loader.compile", str(folder), str(inside), str(os.getpid())],
             capture_output=True,
             text=True,
             timeout=_COMPILE_LIMIT,

@@ -24,8 +24,10 @@ from loader.daemon import run, unload
 from loader.digest import digest
 from loader.errors import ShuntError
 from loader.maps import Maps
+from loader.pinned_set import LOADING
 from loader.problems import PROBLEMS
 from loader.reasons import REASONS
+from loader.types import PIN_VERSION
 from tests.loader.conftest import (
     FIRST_PORT,
     INSTANCE,
@@ -41,7 +43,9 @@ from tests.loader.conftest import (
     binding_request,
     eventually,
 )
+from tests.loader.versions import OTHER_PROGRAM, Version
 from tools import netns
+from tools.processes import identify
 
 BODY: dict[str, Any] = {
     "instance": INSTANCE,
@@ -1015,6 +1019,28 @@ async def test_a_killed_agent_loses_nothing_and_its_successor_adopts_it_all(
         starts = client.events(kinds=("adopted", "upgraded"), follow=False)
         assert [(e["kind"], e.get("routes")) async for e in starts] == [("adopted", 2)]
     assert (host.xdp("public"), host.xdp("inside")) == xdp, "the same program needs no exchange"
+
+
+def test_a_compiler_ends_with_the_agent_that_waits_for_it(
+    own_agent: AgentProcess, tmp_path: Path
+) -> None:
+    own_agent.stop()
+    tree = Version(tmp_path / "tree", OTHER_PROGRAM).folder
+    process = own_agent.spawn(log=tmp_path / "log", tree=tree)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def compiler() -> list[int]:
+        found = [int(pid) for pid in children.read_text().split()]
+        return [p for p in found if "loader.compile" in Path(f"/proc/{p}/cmdline").read_text()]
+
+    eventually("it compiles", lambda: bool(compiler()), within=60)
+    (running,) = compiler()
+    process.kill()
+    process.wait()
+
+    eventually("the compiler is gone", lambda: identify(running) is None)
+    own_agent.start()
+    assert {entry.name for entry in own_agent.pins.iterdir()} == {PIN_VERSION, LOADING}
 
 
 def test_sigterm_stops_it_and_leaves_the_relay_running(own_agent: AgentProcess) -> None:

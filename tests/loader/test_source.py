@@ -66,7 +66,7 @@ def test_a_compile_error_names_the_file_and_line_to_edit(tmp_path: Path, file: s
     pins = tmp_path / "pins"
 
     compiled = subprocess.run(
-        [sys.executable, "-m", "loader.compile", str(pins)],
+        [sys.executable, "-m", "loader.compile", str(pins), "1", str(os.getpid())],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": ""},
         capture_output=True,
