@@ -36,7 +36,7 @@ _COMPILE_LIMIT = 600.0  # seconds; it takes a few, and minutes on an emulated ma
 def make_room(pins: Path) -> None:
     """Make the folder for *pins* in bpffs, which is mounted if the system has not. Raises
     ShuntError."""
-    if pins.is_relative_to(BPFFS) and not _in_bpffs(BPFFS):
+    if pins.is_relative_to(BPFFS) and not _in_bpffs(pins):
         _mount_bpffs()
     if not _in_bpffs(pins):
         raise ShuntError(f"{pins} is not in bpffs", f"Choose --pins below {BPFFS}.")

@@ -1,6 +1,7 @@
 """The agent without root: what it needs, that it is enough, and what is said when it is missing."""
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -192,6 +193,27 @@ def test_capabilities_of_a_user_namespace_are_said_not_to_count(host: Host) -> N
     assert done.returncode == 1
     assert "the kernel does not let us load BPF programs" in done.stderr
     assert "user namespaces" in done.stderr
+
+
+def test_of_bpffs_the_folder_for_pins_is_enough(user: User) -> None:
+    """As the units arrange it: below an empty /sys/fs/bpf, that folder alone."""
+    pins = str(user.pins)
+    arrange = (
+        f"mount --bind {pins} /mnt && mount -t tmpfs -o mode=755 none /sys/fs/bpf && "
+        f"mkdir {pins} && mount --move /mnt {pins} && mount -o remount,bind,ro /sys/fs/bpf && "
+    )
+    script = f"from loader.datapath import *; make_room(__import__('pathlib').Path({pins!r}))"
+    command = shlex.join([*with_only(user.uid, *RUNS), sys.executable, "-c", script])
+
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f"{arrange} exec {command}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_pins_that_are_another_users_are_said_to_be(loaded: User, host: Host) -> None:
