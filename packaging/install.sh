@@ -34,7 +34,11 @@ remove)
 	;;
 esac
 
-[ -n "$destination" ] || "$root/provision.sh" run
+if [ -z "$destination" ]; then
+	"$root/provision.sh" run
+	# The agent's user cannot keep what Python compiles, and would have it done at each start.
+	(cd "$root" && .venv/bin/python -m compileall -q loader tools transceiver)
+fi
 
 # The units are written for /opt/shunt; where else the checkout is, they follow.
 install -d "$units" "$destination/etc/sysusers.d" "$destination/etc/tmpfiles.d" "$destination/etc/shunt"
