@@ -1,6 +1,6 @@
 """The HTTP server: who may ask, which operation is meant, and how long one may take to say so."""
 
-import logging
+import asyncio
 import os
 import re
 import socket as sockets
@@ -27,11 +27,13 @@ from loader.table import check_id, check_ufrag
 
 __all__ = ["Runner", "application"]
 
-log = logging.getLogger(__name__)
-
 HEAD_SECONDS = 30.0
 """That a connection may be idle, or take for a request's head. More than the 15 that aiohttp's
 clients keep theirs, so that it is the client who ends it, and not in the middle of a request."""
+
+STRANGERS = 16
+"""Connections to the Unix socket of users who may not ask, at a time: as many as it takes to tell
+them so. More are closed, or one of them could use up the agent's descriptors."""
 
 SHUTDOWN_SECONDS = 5.0
 """That requests under way get when the agent stops."""
@@ -115,12 +117,21 @@ def _who_asks(request: web.Request) -> bool:
             what = "the token is none of the agent's" if given else "a token is missing"
             raise Refused("unauthorized", f"{what}: send Authorization: Bearer TOKEN")
         return True
-    uid, operators = _peer_uid(connection), {0, os.geteuid()}
-    if uid not in operators | request.app[_AGENT].config.uids:
+    uid = _peer_uid(connection)
+    if uid not in _users(request.app[_AGENT]):
         raise Refused(
             "forbidden", f"user {uid} may not use the agent: add it to `users` in its configuration"
         )
-    return uid in operators
+    return uid in _operators()
+
+
+def _operators() -> set[int]:
+    return {0, os.geteuid()}
+
+
+def _users(agent: Agent) -> set[int]:
+    """Who may use the Unix socket."""
+    return _operators() | agent.config.uids
 
 
 def _peer_uid(connection: Any) -> int:
@@ -130,6 +141,13 @@ def _peer_uid(connection: Any) -> int:
 
 
 class _Server(web.Server):
+    """Makes connections. *may_ask*: whether that user may use the Unix socket."""
+
+    def __init__(self, made: web.Server, *, may_ask: Callable[[int], bool]) -> None:
+        super().__init__(made.request_handler, request_factory=made.request_factory)
+        self._may_ask = may_ask
+        self._strangers: set[RequestHandler] = set()
+
     def __call__(self) -> RequestHandler:
         return Connection(
             self,
@@ -139,9 +157,26 @@ class _Server(web.Server):
             auto_decompress=False,
         )
 
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        connection = transport.get_extra_info("socket")
+        if connection.family != sockets.AF_UNIX or self._may_ask(_peer_uid(connection)):
+            return
+        if len(self._strangers) >= STRANGERS:
+            self._loop.call_soon(transport.abort)  # once it has been begun
+            return
+        self._strangers.add(handler)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self._strangers.discard(handler)
+
 
 class Runner(web.AppRunner):
     """Serves an application whose every failure is a problem."""
+
+    def __init__(self, app: web.Application) -> None:
+        super().__init__(app, shutdown_timeout=SHUTDOWN_SECONDS)
 
     def protocol(self, *, on_lost: Callable[[], None]) -> Callable[[], RequestHandler]:
         """Makes what serves one connection; *on_lost* is called when that has ended."""
@@ -155,9 +190,8 @@ class Runner(web.AppRunner):
 
         return make
 
-    def __init__(self, app: web.Application) -> None:
-        super().__init__(app, shutdown_timeout=SHUTDOWN_SECONDS)
-
     async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
-        return _Server(made.request_handler, request_factory=made.request_factory)
+        agent = self.app.get(_AGENT)
+        return _Server(
+            await super()._make_server(), may_ask=lambda uid: not agent or uid in _users(agent)
+        )

@@ -1038,6 +1038,39 @@ def test_another_user_is_refused_whatever_they_ask(start: Start, request_line: s
     start(story)
 
 
+def test_users_who_may_not_ask_cannot_hold_the_agent_up(start: Start) -> None:
+    async def story(agent: Agent) -> None:
+        async with served(agent) as socket, AgentClient(str(socket)) as client:
+            script = (
+                "import socket, sys\n"
+                "held = [socket.socket(socket.AF_UNIX) for _ in range(40)]\n"
+                f"for each in held: each.connect({socket.name!r})\n"
+                "ended = sum(1 for each in held[16:] if not each.recv(1))\n"
+                "held[0].sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')\n"
+                "print(ended, held[0].recv(12).decode(), flush=True)\n"
+                "sys.stdin.read()\n"
+            )
+            stranger = await asyncio.create_subprocess_exec(
+                *("/usr/bin/python3", "-I", "-S", "-c", script),
+                cwd=socket.parent,
+                user=65534,
+                group=65534,
+                extra_groups=[],
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            assert stranger.stdout
+            try:
+                async with asyncio.timeout(20):
+                    assert await stranger.stdout.readline() == b"24 HTTP/1.0 403\n"
+                assert await client.health() == {"ready": True}
+            finally:
+                stranger.kill()
+                await stranger.communicate()
+
+    start(story)
+
+
 def test_a_user_whom_the_configuration_allows_may_ask(start: Start) -> None:
     async def story(agent: Agent) -> None:
         request = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
