@@ -140,7 +140,7 @@ class Interfaces:
         self._interfaces: list[Interface] = []
         self._troubles: dict[str, Trouble] = {}
         self._patience: dict[str, Patience] = {}
-        self._lost = asyncio.Event()
+        self._changed = asyncio.Event()
         self.mended = 0
         """How often the program was put back."""
 
@@ -170,7 +170,7 @@ class Interfaces:
     @mending.setter
     def mending(self, mending: bool) -> None:
         self._mending = mending
-        self._lost.set()
+        self._changed.set()
 
     def begin(self, attachments: Iterable[Attachment], *, inside: Iterable[str]) -> None:
         """Write the interfaces that carry the program into the map."""
@@ -207,7 +207,7 @@ class Interfaces:
     async def mend(self) -> None:
         """Forever: put the program back where it was lost, unless another is there."""
         while True:
-            self._lost.clear()
+            self._changed.clear()
             lost = [
                 name
                 for name, trouble in self._troubles.items()
@@ -222,7 +222,7 @@ class Interfaces:
             waits = [self._patience[name].at - now for name in lost]
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(waits, default=None)):
-                    await self._lost.wait()
+                    await self._changed.wait()
 
     async def _mend(self, name: str) -> None:
         try:
@@ -270,10 +270,9 @@ class Interfaces:
             self._troubles[name] = now
         else:
             self._troubles.pop(name, None)
-        if now and now.state is State.LOST_PROGRAM:
-            self._lost.set()
         if before == now:
             return
+        self._changed.set()
         if now:
             log.warning("%s: %s", now.what, now.cure)
         else:

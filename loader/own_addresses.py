@@ -67,7 +67,7 @@ class OwnAddresses:
         self.present[address] = present
         if present:
             self._were_there.add(address)
-            log.warning("the kernel has %s again", address)
+            log.warning("the kernel has %s now", address)
         else:
             log.warning("the kernel has lost %s: %s", address, self.cure(address))
         self._events.tell("address_changed", address=address, present=present)

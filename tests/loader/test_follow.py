@@ -16,6 +16,7 @@ from pyroute2.ethtool.ioctl import IoctlEthtool
 
 from loader import rtnetlink, types
 from loader.carriers import Attachment, attach
+from loader.daemon import unload
 from loader.events import EventLog
 from loader.follow import Follower
 from loader.interfaces import State
@@ -246,20 +247,27 @@ def test_a_silent_change_of_mac_is_found_by_the_kernel_probing(host: Host, follo
     follow(story)
 
 
-@pytest.mark.parametrize(("family", "address"), [(4, TRANSCEIVER), (6, TRANSCEIVER6)])
+@pytest.mark.parametrize(
+    ("family", "address", "whole"),
+    [(4, TRANSCEIVER, f"{TRANSCEIVER}/24"), (6, TRANSCEIVER6, f"{TRANSCEIVER6}/64 nodad")],
+)
 def test_where_probing_fails_everybody_is_asked_at_once(
-    host: Host, follow: Follow, family: int, address: str
+    host: Host, follow: Follow, family: int, address: str, whole: str
 ) -> None:
-    """And not when the kernel next comes to it: that would be never."""
-    sysctl(host, f"ipv{family}/neigh/inside/interval_probe_time_ms=1000000")
+    """And not when the kernel next comes to it, which may take 5 s."""
 
     async def story(scene: Scene) -> None:
         index = scene.transceiver(address)
         there = mac(host, "behind", outside=True)
         await scene.until_mac(index, there)
-        sysctl(host, f"ipv{family}/neigh/inside/retrans_time_ms=50")
+        for setting in ("retrans_time_ms=50", "mcast_solicit=1000"):
+            sysctl(host, f"ipv{family}/neigh/inside/{setting}")
+        host.ip(f"addr del {whole.split()[0]} dev behind", outside=True)
         host.ip(f"neigh replace {address} lladdr 02:00:00:00:00:98 dev inside nud probe")
-        await scene.until_mac(index, "02:00:00:00:00:98")
+        await scene.until(lambda: bool(scene.follower.unreachable), "nobody answers")
+        assert "INCOMPLETE" in host.ip(f"neigh show {address}")
+
+        host.ip(f"addr add {whole} dev behind", outside=True)
         await scene.until_mac(index, there)
         assert len(scene.told("transceiver_unreachable")) == 1
         assert scene.follower.looks == 1
@@ -336,6 +344,14 @@ def test_the_kernel_keeps_those_that_are_followed_and_no_others(host: Host, foll
         assert "managed" in host.ip("neigh show 198.18.1.98")
 
     follow(story)
+
+
+def test_unloading_leaves_the_kernel_nothing_to_keep(host: Host, own_pins: Path) -> None:
+    host.ip(f"neigh replace {TRANSCEIVER} dev inside managed protocol 83")
+
+    host.run(lambda: unload(own_pins))
+
+    assert "managed" not in host.ip(f"neigh show {TRANSCEIVER}")
 
 
 # Links.
@@ -476,6 +492,28 @@ def test_nothing_goes_by_the_old_gateway_while_the_new_one_is_asked(
     follow(story)
 
 
+def test_a_way_round_a_link_without_a_carrier_is_taken_and_left_again(
+    host: Host, follow: Follow
+) -> None:
+    """Of neither does the kernel tell by an event of the route's."""
+    for interface, network, metric in (("inside", 1, 10), ("public", 0, 20)):
+        sysctl(host, f"ipv4/conf/{interface}/ignore_routes_with_linkdown=1")
+        gateway = f"198.18.{network}.21"
+        host.ip(f"neigh replace {gateway} lladdr 02:00:00:00:01:{metric} dev {interface}")
+        host.ip(f"route add 10.9.0.0/16 via {gateway} dev {interface} metric {metric}")
+
+    async def story(scene: Scene) -> None:
+        index = scene.transceiver("10.9.8.7")
+        assert scene.mac(index) == "02:00:00:00:01:10"
+        host.ip("link set behind down", outside=True)
+        await scene.until_mac(index, "02:00:00:00:01:20")
+        host.ip("link set behind up", outside=True)
+        await scene.until_mac(index, "02:00:00:00:01:10")
+        assert scene.follower.looks == 1
+
+    follow(story, addresses={})
+
+
 # Addresses.
 
 
@@ -600,12 +638,11 @@ def test_an_interface_made_anew_gets_the_program_back(host: Host, follow: Follow
     follow(story, attached=True, reattach=True, addresses={})
 
 
-def test_another_program_is_told_by_name_and_not_fought(host: Host, follow: Follow) -> None:
+def test_another_program_is_told_by_name_and_not_fought(
+    host: Host, follow: Follow, caplog: pytest.LogCaptureFixture
+) -> None:
     async def story(scene: Scene) -> None:
         ours = host.xdp("public")
-        host.ip("link set dev public xdp off")
-        await scene.until(lambda: scene.follower.reattached == 1, "mended")
-        host.ip("link set dev public xdp off")
         id = attach_a_strangers_program(host, "public")
         await scene.until(lambda: scene.state("public") == "other_program", "it is told")
         why = scene.follower.not_ready()
@@ -617,8 +654,9 @@ def test_another_program_is_told_by_name_and_not_fought(host: Host, follow: Foll
         assert host.xdp("public") == f"xdp {id}"
 
         host.ip("link set dev public xdpdrv off")
-        await scene.until(lambda: scene.follower.reattached == 2, "mended")
+        await scene.until(lambda: scene.follower.reattached == 1, "mended")
         assert host.xdp("public") == ours
+        assert "cannot be put back" not in caplog.text, "it was not tried before"
 
     follow(story, attached=True, reattach=True)
 

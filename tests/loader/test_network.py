@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from loader.network import Network, News
+from loader.network import Network, News, Span, number_of
 from loader.nexthop import Neighbour
 from tests.loader.conftest import TRANSCEIVER, TRANSCEIVER6, Host
 
@@ -86,6 +86,49 @@ def test_a_neighbour_that_changes_is_told_by_name(host: Host, address: str) -> N
         await news(network, lambda news: neighbour in news.neighbours)
         host.ip(f"neigh del {address} dev inside")
         await news(network, lambda news: neighbour in news.neighbours)
+
+    tell(host, story)
+
+
+def test_a_neighbour_that_nobody_heeds_is_no_news(host: Host) -> None:
+    async def story(network: Network) -> None:
+        heard: set[Neighbour] = set()
+        wanted = Neighbour(ifindex(network, "inside"), TRANSCEIVER)
+        network.heeds = lambda neighbour, _entry: neighbour == wanted
+
+        def until_wanted(news: News) -> bool:
+            heard.update(news.neighbours)
+            return wanted in heard
+
+        for address in ("198.18.1.98", TRANSCEIVER6, TRANSCEIVER):
+            host.ip(f"neigh replace {address} lladdr 02:00:00:00:00:01 dev inside nud permanent")
+        await news(network, until_wanted)
+        assert heard == {wanted}
+
+    tell(host, story)
+
+
+@pytest.mark.parametrize(
+    ("command", "first", "last"),
+    [
+        ("route add 10.9.0.0/16 dev inside", "10.9.0.0", "10.9.255.255"),
+        ("route add default dev inside", "0.0.0.0", "255.255.255.255"),
+        (
+            "route add 2001:db8:9::/48 dev inside",
+            "2001:db8:9::",
+            "2001:db8:9:ffff:ffff:ffff:ffff:ffff",
+        ),
+        ("addr add 198.18.9.1/24 dev inside", "198.18.9.1", "198.18.9.1"),
+        ("rule add to 10.9.0.0/16 lookup 7", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ],
+)
+def test_what_a_route_a_rule_or_an_address_reaches_is_news(
+    host: Host, command: str, first: str, last: str
+) -> None:
+    async def story(network: Network) -> None:
+        host.ip(command)
+        span = Span(number_of(first), number_of(last))
+        await news(network, lambda news: span in news.spans)
 
     tell(host, story)
 
