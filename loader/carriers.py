@@ -83,7 +83,7 @@ def check(pins: Path, interfaces: Iterable[str]) -> "Carriers":
             if id and id not in ours and program_name(id) != PROGRAM_NAME:
                 raise _somebody_elses(carrier.name, id)
             named.append((name, carrier))
-    return Carriers(pins, named)
+    return Carriers(pins, named, ours)
 
 
 def attach(pins: Path, interfaces: list[str]) -> list[Attachment]:
@@ -98,9 +98,10 @@ def attach(pins: Path, interfaces: list[str]) -> list[Attachment]:
 class Carriers:
     """Interfaces that may carry the program; see `check`."""
 
-    def __init__(self, pins: Path, named: list[tuple[str, "_Carrier"]]) -> None:
+    def __init__(self, pins: Path, named: list[tuple[str, "_Carrier"]], ours: set[int]) -> None:
         self._pins = pins
         self._named = named
+        self._ours = ours
 
     def attach(self, folder: Path) -> list[Attachment]:
         """Put the program that is pinned in *folder* on all of them, or on none: then each
@@ -133,8 +134,10 @@ class Carriers:
         return done
 
     def leave_others(self) -> None:
-        """Take our program off interfaces that are not among these, and used to be."""
-        ours, mine = program_ids(self._pins), {carrier.ifindex for _name, carrier in self._named}
+        """Take our program off interfaces that are not among these, and used to be; also one whose
+        pins are gone by now."""
+        ours = self._ours | program_ids(self._pins)
+        mine = {carrier.ifindex for _name, carrier in self._named}
         with IPRoute() as netlink:
             for link in netlink.get_links():
                 mode, id = _xdp_of(link)

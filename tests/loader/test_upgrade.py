@@ -471,10 +471,13 @@ def test_interfaces_are_looked_at_before_anything_is_compiled(
         host.ip("link del other0")
 
 
-def test_an_interface_that_is_not_the_relays_any_more_is_left(running: tuple[Host, Path]) -> None:
+def test_an_interface_that_is_not_the_relays_any_more_is_left(
+    running: tuple[Host, Path], tmp_path: Path
+) -> None:
+    """By an upgrade, too, after which the program that it has is pinned no more."""
     host, pins = running
 
-    host.run(lambda: upgrade.carry_out(upgrade.plan(pins, 1), ["public"]))
+    assert Version(tmp_path, TINY).take_over(host, pins, "public") == ""
 
     assert host.xdp("inside") == "none"
     assert host.xdp("public") != "none"
