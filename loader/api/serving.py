@@ -44,8 +44,8 @@ _ACCESS: web.AppKey[Access] = web.AppKey("access", Access)
 _CHECKS: dict[str, Callable[[str], None]] = {"id": check_id, "ufrag": check_ufrag}
 """Of what stands in paths, by name."""
 
-OPERATOR = "operator"
-"""In a request: whether it comes from an operator."""
+_OPERATOR: web.RequestKey[bool] = web.RequestKey("operator", bool)
+"""Whether a request comes from an operator."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -77,7 +77,7 @@ def application(agent: Agent, access: Access | None = None) -> web.Application:
 
 def _handler(operation: Operation) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
-        if operation.operator and not request[OPERATOR]:
+        if operation.operator and not request[_OPERATOR]:
             raise Refused("forbidden", f"{operation.name} is for root and the agent's own user")
         for name, value in request.match_info.items():
             if name in _CHECKS:
@@ -96,7 +96,7 @@ def _handler(operation: Operation) -> Handler:
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Only to those who may ask; what is refused, as a problem."""
     try:
-        request[OPERATOR] = _who_asks(request)
+        request[_OPERATOR] = _who_asks(request)
         return await handler(request)
     except Refused as refused:
         answer = problem_answer(refused)
