@@ -158,9 +158,10 @@ class Agent:
         self.housekeeping.adopt()
         free = self._flows.rebuild_free()
         log.info(
-            "adopted %d transceivers, %d routes; %d ports are free",
+            "adopted %d transceivers, %d routes in %.3f s; %d ports are free",
             len(leases),
             len(self._table.ids),
+            self._clock() - now,
             free,
         )
         return len(self._table.ids)

@@ -189,7 +189,7 @@ class Housekeeping:
         known, now = self._table.ids, self._clock()
         if len(routes) <= _FEW:
             entries = [self._maps.remove_route(ufrag) for ufrag in routes]
-            slots = [slot for entry in entries if entry for slot in entry.slots]
+            slots = [slot for entry in entries if entry for slot in entry.slots if slot]
             carried = self.accounts.end_routes(ids, among=slots)
             self._flows.close_routes(ids, known=known, among=slots, now=now)
         else:

@@ -13,6 +13,7 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -46,9 +47,11 @@ MAX_ROUTES = 8192
 MAX_SUPERSEDED = 4096  # instances remembered, so that two processes with one id do not alternate
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A route: its *id*, never used twice, and whether its transceiver makes checks of its own."""
+class Route(msgspec.Struct, frozen=True, gc=False):
+    """A route: its *id*, never used twice, and whether its transceiver makes checks of its own.
+
+    There may be half a million: small, and nothing that the garbage collector has to go through.
+    """
 
     id: int
     checks: bool = True

@@ -165,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         ("dataplane", "nanoseconds a packet, by test runs"),
         ("live", "packets a second over veth, with up to a million flows"),
         ("survival", "packets lost when the agent ends, or the program changes, amid traffic"),
+        ("agent", "routes a second through its socket, and what a million slots cost it"),
     ):
         bench = _command(benches, name, _bench, text, root=True)
         bench.set_defaults(bench=name)

@@ -378,3 +378,52 @@ def test_counters_are_sums_over_all_cpus(maps: Maps, pins: Path) -> None:
 
 def test_every_reason_is_counted_even_if_zero(maps: Maps) -> None:
     assert list(maps.counters().dropped) == [reason.name for reason in REASONS]
+
+
+# Many routes at once.
+
+
+def test_all_routes_are_read_at_once_with_all_that_is_in_them(maps: Maps) -> None:
+    maps.add_route("abcd", id=7, transceiver=3)
+    maps.add_route("a+/" + "Z" * 29, id=8, transceiver=4, checks=False)
+
+    ufrags, entries = maps.all_routes()
+
+    assert {
+        ufrag: (int(entry["id"]), int(entry["transceiver"]), int(entry["flags"]))
+        for ufrag, entry in zip(ufrags, entries, strict=True)
+    } == {
+        "abcd": (7, 3, 0),
+        "a+/" + "Z" * 29: (8, 4, types.ROUTE_NO_CHECKS),
+    }
+
+
+def test_of_no_routes_there_are_none(maps: Maps) -> None:
+    ufrags, entries = maps.all_routes()
+
+    assert (ufrags, len(entries)) == ([], 0)
+    assert maps.remove_routes([]) == 0
+
+
+def test_more_routes_than_one_call_returns_are_all_read(maps: Maps) -> None:
+    wanted = {f"uf{number:05}": number + 1 for number in range(9000)}
+    for ufrag, id in wanted.items():
+        maps.add_route(ufrag, id=id, transceiver=0)
+
+    ufrags, entries = maps.all_routes()
+
+    assert dict(zip(ufrags, entries["id"].tolist(), strict=True)) == wanted
+
+
+@pytest.mark.parametrize("missing", [[], [0], [3], [5], [0, 1, 2], [0, 2, 4, 5], list(range(6))])
+def test_many_routes_are_removed_at_once_and_missing_ones_passed_over(
+    maps: Maps, missing: list[int]
+) -> None:
+    ufrags = [f"uf{number:02}" for number in range(6)]
+    for place, ufrag in enumerate(ufrags):
+        if place not in missing:
+            maps.add_route(ufrag, id=place + 1, transceiver=0)
+    maps.add_route("stays", id=77, transceiver=0)
+
+    assert maps.remove_routes(ufrags) == 6 - len(missing)
+    assert [ufrag for ufrag, _route in maps.routes()] == ["stays"]

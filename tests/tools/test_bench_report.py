@@ -56,6 +56,13 @@ def test_a_target_is_held_against_the_median(bound: dict[str, float], met: bool)
     assert (held.value.median, held.met) == (2.1, met)
 
 
+@pytest.mark.parametrize(("bound", "met"), [(50.0, True), (49.9, False)])
+def test_a_target_may_be_for_one_case_alone(bound: float, met: bool) -> None:
+    (held,) = hold(REPORT, [Target("name", "dataplane", "ipv4.to_client", at_most=bound)])
+
+    assert (held.value.median, held.met) == (50.0, met)
+
+
 def test_a_target_for_what_was_not_measured_is_an_error() -> None:
     with pytest.raises(ShuntError, match=r"no case ipv4\.no_flow"):
         hold(REPORT, [Target("name", "dataplane", "ipv4.no_flow", "bare.swap", at_most=1.0)])

@@ -101,12 +101,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A bound for the ratio of two cases; exactly one of *at_most* and *at_least* is given."""
+    """A bound for the ratio of two cases, or, without *against*, for one case in the report's
+    unit; exactly one of *at_most* and *at_least* is given."""
 
     name: str
     bench: str
     case: str
-    against: str
+    against: str | None = None
     at_most: float | None = None
     at_least: float | None = None
 
@@ -164,4 +165,10 @@ def read_targets(bench: str, path: Path = TARGETS) -> list[Target]:
 
 def hold(report: Report, targets: Sequence[Target]) -> list[Held]:
     """The targets against the report. Raises ShuntError if one names what was not measured."""
-    return [Held(target, report.ratio(target.case, target.against)) for target in targets]
+    return [Held(target, _value(report, target)) for target in targets]
+
+
+def _value(report: Report, target: Target) -> Spread:
+    if target.against is None:
+        return report.case(target.case).spread
+    return report.ratio(target.case, target.against)

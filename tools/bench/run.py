@@ -35,6 +35,10 @@ def _bench(name: str) -> Callable[..., Report]:
         from tools.bench import survival
 
         return survival.run
+    if name == "agent":
+        from tools.bench import agent
+
+        return agent.run
     from tools.bench import dataplane
 
     return dataplane.run

@@ -23,16 +23,25 @@ def show(console: Console, report: Report, held: Sequence[Held]) -> None:
 
 
 def _show_cases(console: Console, report: Report) -> None:
-    live = report.bench == "live"
-    base, last = ("redirect", "lost") if live else ("swap", "how")
-    columns = ["case", "what", "median", "least", "most", f"× {base}", last]
+    bench = report.bench
+    last = {"live": ("lost",), "dataplane": ("how",)}.get(bench, ())
+    columns = ["case", "what", "median", "least", "most", f"× {_BASES[bench]}", *last]
     rows = []
     for case in report.cases:
-        last = f"{report.facts['lost'][case.name]:.2%}" if live else case.method
-        ratio = f"{report.ratio(case.name, _base(report, case)).median:.2f}"
-        rows.append((case.name, case.what, *_numbers(case, live), ratio, last))
-    unit = "million packets a second" if live else report.unit
-    console.print(grid(f"{report.bench}: {unit}, {_rounds(report)}", columns, rows))
+        base = _base(report, case)
+        ratio = f"{report.ratio(case.name, base).median:.2f}" if base else ""
+        more = (_last(report, case),) if last else ()
+        rows.append((case.name, case.what, *_numbers(case, bench), ratio, *more))
+    unit = "million packets a second" if bench == "live" else report.unit
+    console.print(grid(f"{bench}: {unit}, {_rounds(report)}", columns, rows))
+
+
+_BASES = {"dataplane": "swap", "live": "redirect", "agent": "none"}
+_DIGITS = {"dataplane": 1, "live": 2, "agent": 3}
+
+
+def _last(report: Report, case: Case) -> str:
+    return f"{report.facts['lost'][case.name]:.2%}" if report.bench == "live" else case.method
 
 
 def _show_events(console: Console, report: Report) -> None:
@@ -55,10 +64,15 @@ def _show_events(console: Console, report: Report) -> None:
     console.print(grid(title, columns, rows))
 
 
-def _base(report: Report, case: Case) -> str:
-    """What the case is compared with: live, the redirect its way."""
+def _base(report: Report, case: Case) -> str | None:
+    """What the case is compared with: live, the redirect its way; of the agent, the one that has
+    nothing."""
     if report.bench == "dataplane":
         return "bare.swap"
+    if report.bench == "agent":
+        rest = case.name.split(".")[1:]
+        same = ".".join(("none", *rest))
+        return same if any(each.name == same for each in report.cases) else None
     return "to_client.redirect" if case.name.startswith("to_client") else "to_transceiver.redirect"
 
 
@@ -66,9 +80,8 @@ def _rounds(report: Report) -> str:
     return f"{len(report.cases[0].rounds)} rounds"
 
 
-def _numbers(case: Case, live: bool) -> tuple[str, ...]:
-    spread = case.spread
-    scale, digits = (1e6, 2) if live else (1, 1)
+def _numbers(case: Case, bench: str) -> tuple[str, ...]:
+    spread, scale, digits = case.spread, 1e6 if bench == "live" else 1, _DIGITS[bench]
     return tuple(
         f"{value / scale:.{digits}f}" for value in (spread.median, spread.low, spread.high)
     )
@@ -91,6 +104,7 @@ def _show_facts(console: Console, report: Report) -> None:
                 [_memory(each) for each in facts["memory"]],
             )
         )
+    if "setup" in facts:
         console.print(
             grid(
                 "opening the flows through the program",
@@ -98,10 +112,52 @@ def _show_facts(console: Console, report: Report) -> None:
                 [_setup(each) for each in facts["setup"]],
             )
         )
+    if "agents" in facts:
+        _show_agents(console, report)
     console.print(
         f"Linux {facts['kernel']}, {facts['cpus']} × {facts['cpu']}{_place(facts)}; load average "
         f"{facts['load_average']:.2f}"
     )
+
+
+def _show_agents(console: Console, report: Report) -> None:
+    facts = report.facts
+    rows = []
+    for each in facts["agents"]:
+        name = each["name"]
+        times = [report.case(f"{name}{several}.put.each").spread.median for several in ("", ".8")]
+        rows.append(
+            (
+                *(name, each["routes"], each["flows"]),
+                *(f"{1e3 / milliseconds:,.0f}" for milliseconds in times),
+                *(f"{each['adoption_s']:.2f}", each["resident_bytes"] // 10**6),
+            )
+        )
+    columns = ("agent", "routes", "flows", "routes a second", "8 at once", "s to adopt", "MB")
+    console.print(grid("agents", columns, rows))
+    console.print(
+        f"an agent's own memory: {facts['bytes_per_route']:.0f} bytes a route, "
+        f"{facts['bytes_per_slot']:.0f} a slot in use"
+    )
+    following = facts["following"]
+    mac, storm = following["mac"], following["storm"]["mac"]
+    rows = [
+        ("a transceiver's MAC address", f"{mac['median_ms']:.1f}", f"{mac['worst_ms']:.1f}"),
+        *(
+            (f"{what} {following['transceivers']} transceivers", "", f"{following[key]:.1f}")
+            for what, key in (
+                ("the gateway's MAC address, for", "gateway_ms"),
+                ("the relay's own, for", "link_ms"),
+                ("another route, for", "route_ms"),
+            )
+        ),
+        (
+            "a MAC address amid 10,000 events a second about others",
+            *(f"{storm[key]:.1f}" for key in ("median_ms", "worst_ms")),
+        ),
+    ]
+    title = "from a change in the kernel to the map, ms"
+    console.print(grid(title, ("change", "median", "worst, or all"), rows))
 
 
 def _place(facts: Mapping[str, Any]) -> str:

@@ -152,8 +152,10 @@ def context(length: int, ifindex: int) -> bytes:
 
 def remove_pins(pins: Path) -> None:
     """Remove a bench's own pins; there need not be any."""
-    for folder in (versioned(pins), pins):
-        if folder.is_dir():
-            for entry in folder.iterdir():
-                entry.unlink()
-            folder.rmdir()
+    if not pins.is_dir():
+        return
+    for folder in list(pins.iterdir()):
+        for entry in list(folder.iterdir()):
+            entry.unlink()
+        folder.rmdir()
+    pins.rmdir()
