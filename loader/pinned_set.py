@@ -20,6 +20,7 @@ __all__ = [
     "maps_of",
     "pinned_sets",
     "program_ids",
+    "remove_pins",
 ]
 
 PROGRAM = "program"
@@ -62,6 +63,18 @@ def program_ids(pins: Path) -> set[int]:
     for parts in pins.glob(f"*/{PARTS}*"):
         ids.add(int(parts.name.removeprefix(PARTS)))
     return ids
+
+
+def remove_pins(pins: Path) -> None:
+    """Remove all that is pinned below *pins*, of every version, without a look at any interface.
+    There need not be anything."""
+    if not pins.is_dir():
+        return
+    for folder in list(pins.iterdir()):
+        for entry in list(folder.iterdir()):
+            entry.unlink()
+        folder.rmdir()
+    pins.rmdir()
 
 
 def maps_of(folder: Path) -> Iterator[str]:

@@ -23,6 +23,7 @@ from loader.config import AgentConfig
 from loader.daemon import unload
 from loader.flows import ticks
 from loader.maps import Maps
+from loader.pinned_set import remove_pins
 from loader.types import State
 from tools import netns
 
@@ -61,15 +62,6 @@ def pins() -> Iterator[Path]:
     datapath.load(PINS)
     yield PINS
     remove_pins(PINS)
-
-
-def remove_pins(pins: Path) -> None:
-    """Remove pins without a look at any interface, which might be another relay's."""
-    for folder in list(pins.iterdir()):
-        for entry in list(folder.iterdir()):
-            entry.unlink()
-        folder.rmdir()
-    pins.rmdir()
 
 
 @pytest.fixture

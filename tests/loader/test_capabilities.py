@@ -16,7 +16,7 @@ import pytest
 from loader.capabilities import Capability, held
 from loader.client import AgentClient
 from loader.maps import Maps
-from loader.pinned_set import LOADING
+from loader.pinned_set import LOADING, remove_pins
 from loader.upgrade import STAGE
 from tests.loader.conftest import (
     INSTANCE,
@@ -31,7 +31,6 @@ from tests.loader.conftest import (
     eventually,
     make_host,
     remove_host,
-    remove_pins,
 )
 from tests.loader.test_datapath import attach_a_strangers_program
 from tools import netns

@@ -15,7 +15,7 @@ from pyroute2.netlink.rtnl import RTMGRP_LINK
 from loader import bpf, carriers, datapath, source, types
 from loader.errors import ShuntError
 from loader.maps import Maps, versioned
-from loader.pinned_set import PARTS, PROGRAM
+from loader.pinned_set import PARTS, PROGRAM, remove_pins
 from loader.sizes import sizes
 from loader.types import Mode
 from tests.loader.conftest import (
@@ -23,7 +23,6 @@ from tests.loader.conftest import (
     binding_request,
     eventually,
     frame,
-    remove_pins,
     settings,
 )
 from tests.loader.test_links import message, vlan

@@ -13,7 +13,7 @@ import pytest
 from loader import bpf, datapath, types
 from loader.flows import IDLE_SECONDS, REST_SECONDS, Flow, FlowTable, ticks
 from loader.maps import Maps, versioned
-from loader.pinned_set import PROGRAM
+from loader.pinned_set import PROGRAM, remove_pins
 from loader.routeids import RouteIds
 from loader.types import TICK, State
 from tests.loader.conftest import (
@@ -24,7 +24,6 @@ from tests.loader.conftest import (
     empty,
     frame,
     put,
-    remove_pins,
     settings,
     state,
 )

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from loader import datapath
-from loader.maps import versioned
+from loader.pinned_set import remove_pins
 from loader.reasons import REASONS
 
 _WORKERS = 2
@@ -39,11 +39,8 @@ def pins(request: pytest.FixtureRequest) -> Iterator[list[Path]]:
             datapath.load(folder, inside=2)
         yield folders
     finally:
-        for folder in [inner for outer in folders for inner in (versioned(outer), outer)]:
-            if folder.is_dir():
-                for entry in folder.iterdir():
-                    entry.unlink()
-                folder.rmdir()
+        for folder in folders:
+            remove_pins(folder)
 
 
 def _begin(pins: Path, packets: int, seed: int, *options: str) -> "subprocess.Popen[str]":

@@ -10,7 +10,7 @@ import pytest
 from pyroute2 import netns
 
 from loader import datapath
-from loader.maps import versioned
+from loader.pinned_set import remove_pins
 from tests.packets.relay import Relay
 from tools.netns import create
 
@@ -27,11 +27,7 @@ def bench() -> Iterator[Relay]:
     finally:
         with suppress(FileNotFoundError):
             netns.remove(namespace)
-        for folder in (versioned(pins), pins):
-            if folder.is_dir():
-                for entry in folder.iterdir():
-                    entry.unlink()
-                folder.rmdir()
+        remove_pins(pins)
 
 
 @pytest.fixture

@@ -20,10 +20,11 @@ from loader.errors import ShuntError
 from loader.flows import ticks
 from loader.leases import write_lease
 from loader.maps import Maps
+from loader.pinned_set import remove_pins
 from loader.table import LEASE_SECONDS, Lease, instance_number
 from loader.types import State
 from tools.bench.asking import ask, ask_all, request
-from tools.bench.subject import FIRST_PORT, LAST_PORT, remove_pins
+from tools.bench.subject import FIRST_PORT, LAST_PORT
 from tools.netns import RUN_DIR, create, run_in
 
 __all__ = [

@@ -13,11 +13,11 @@ import numpy as np
 from loader import bpf, datapath, types
 from loader.errors import ShuntError
 from loader.maps import Counters, Maps, versioned
-from loader.pinned_set import PROGRAM
+from loader.pinned_set import PROGRAM, remove_pins
 from tools.bench.frames import Endpoint
 from tools.bench.generator import ufrag
 
-__all__ = ["FIRST_PORT", "LAST_PORT", "PORTS", "Subject", "context", "moved", "remove_pins"]
+__all__ = ["FIRST_PORT", "LAST_PORT", "PORTS", "Subject", "context", "moved"]
 
 FIRST_PORT, LAST_PORT = 1024, 65535
 PORTS = LAST_PORT - FIRST_PORT + 1
@@ -148,14 +148,3 @@ def context(length: int, ifindex: int) -> bytes:
     """A `struct xdp_md`: a frame of so many bytes that comes in by an interface of the calling
     thread's namespace."""
     return struct.pack("=6I", 0, length, 0, ifindex, 0, 0)
-
-
-def remove_pins(pins: Path) -> None:
-    """Remove a bench's own pins; there need not be any."""
-    if not pins.is_dir():
-        return
-    for folder in list(pins.iterdir()):
-        for entry in list(folder.iterdir()):
-            entry.unlink()
-        folder.rmdir()
-    pins.rmdir()
