@@ -21,6 +21,10 @@ from loader.types import TRANSCEIVERS, State
 __all__ = ["NOTHING", "Account", "Accounts", "accounts_of"]
 
 
+SUMMED_EVERY = 4
+"""Passes, of which one adds up what all slots in use have counted: half of a pass's work."""
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """What was carried."""
@@ -65,42 +69,45 @@ class Accounts:
         self._settled = np.zeros((4, len(slots)), dtype=np.uint64)
         # By slot: the hash of a pending one's client.
         self._check = np.zeros(len(slots), dtype=np.uint32)
-        # By transceiver's index: of slots' earlier lives, of the slots seen in this pass, in all.
+        # By transceiver's index: of slots' earlier lives, of slots in use, in all.
         self._gone = np.zeros((4, TRANSCEIVERS), dtype=np.uint64)
         self._seen = np.zeros((4, TRANSCEIVERS), dtype=np.uint64)
         self._totals = np.zeros((4, TRANSCEIVERS), dtype=np.uint64)
+        self._pass = 0
 
     # A pass over the slots.
 
     def take(self, reading: Reading) -> None:
         """One step of a pass."""
-        slots, counts = reading.slot, reading.counts
-        transceiver = reading.transceiver.astype(np.intp)
         self._find_taken_over(reading)
         moved = (reading.was_state != State.FREE) & (reading.was_route != reading.route)
         loses = (reading.state == State.PENDING) | reading.freed
         loses |= (reading.state == State.CLOSING) & (reading.was_state != State.CLOSING)
-        loses &= ~moved
-        if moved.any():
-            self._settle(slots[moved], reading.was_route[moved], counts[:, moved])
-        if loses.any():
-            # An extra's slots alone are its account.
-            loses[loses] = self._ids.placed(reading.route[loses])
-            self._settle(slots[loses], reading.route[loses], counts[:, loses])
+        at = np.flatnonzero(moved)
+        self._settle(reading.slot[at], reading.was_route[at])
+        at = np.flatnonzero(loses & ~moved)
+        at = at[self._ids.placed(reading.route[at])]  # an extra's slots alone are its account
+        self._settle(reading.slot[at], reading.route[at])
 
-        freed = reading.freed
-        if freed.any():
-            _add(self._gone, transceiver[freed], counts[:, freed])
-            self._settled[:, slots[freed]] = 0
-            _add(self._seen, transceiver[~freed], counts[:, ~freed])
-        else:
-            _add(self._seen, transceiver, counts)
+        at = np.flatnonzero(reading.freed)
+        slots = reading.slot[at]
+        _add(self._gone, reading.transceiver[at], self._counts(slots))
+        self._settled[:, slots] = 0
+        if self._pass % SUMMED_EVERY == 0:
+            stays = np.flatnonzero(~reading.freed)
+            there, back = self._slots["to_transceiver"], self._slots["to_client"]
+            whole = len(stays) == len(reading.slot)
+            where = reading.at if whole else reading.slot[stays]
+            counts = counts_of(there[where], back[where])
+            _add(self._seen, reading.transceiver[stays].astype(np.intp), counts)
 
     def end_pass(self) -> None:
-        """All steps of a pass are taken: the transceivers' totals are new."""
-        # They never go down, whatever has happened to a slot.
-        np.maximum(self._totals, self._gone + self._seen, out=self._totals)
-        self._seen[:] = 0
+        """All steps of a pass are taken: now and then, the transceivers' totals are new."""
+        if self._pass % SUMMED_EVERY == 0:
+            # They never go down, whatever has happened to a slot.
+            np.maximum(self._totals, self._gone + self._seen, out=self._totals)
+            self._seen[:] = 0
+        self._pass += 1
 
     def _find_taken_over(self, reading: Reading) -> None:
         """Pending slots that have come to another client since, and count from nothing."""
@@ -109,15 +116,17 @@ class Accounts:
         if len(was):
             slots = reading.slot[was]
             again = self._check[slots] != check[slots]
-            again |= (reading.counts[:, was] < self._settled[:, slots]).any(axis=0)
+            again |= (self._counts(slots) < self._settled[:, slots]).any(axis=0)
             slots = slots[again]
             _add(self._gone, reading.transceiver[was[again]], self._settled[:, slots])
             self._settled[:, slots] = 0
         pending = reading.slot[reading.state == State.PENDING]
         self._check[pending] = check[pending]
 
-    def _settle(self, slots: Indexes, routes: Ids, counts: Counts) -> None:
-        before = self._settled[:, slots]
+    def _settle(self, slots: Indexes, routes: Ids) -> None:
+        if not len(slots):
+            return
+        counts, before = self._counts(slots), self._settled[:, slots]
         self._settled[:, slots] = counts
         placed = self._ids.placed(routes)
         self._credit(routes[placed], (counts - before)[:, placed])
@@ -131,13 +140,17 @@ class Accounts:
     # What is asked.
 
     def of_transceivers(self, indexes: Iterable[int]) -> Iterator[Account]:
-        """Of each, all since its index came to it, as the last pass found it."""
+        """Of each, all since its index came to it, as of `SUMMED_EVERY` passes ago at most."""
         return accounts_of(self._totals[:, list(indexes)])
 
-    def forget_transceiver(self, index: int) -> None:
-        """The index will be another's."""
+    def end_transceiver(self, index: int) -> Account:
+        """The same to the last packet, of one that no slot refers to any more: the index will be
+        another's."""
+        np.maximum(self._totals[:, index], self._gone[:, index], out=self._totals[:, index])
+        (account,) = self.of_transceivers([index])
         for each in (self._gone, self._seen, self._totals):
             each[:, index] = 0
+        return account
 
     def of_routes(self, routes: Ids, *, among: Iterable[int] | None = None) -> Counts:
         """Of each route, as it is now: a column each. With *among*, only these slots are looked

@@ -71,9 +71,11 @@ class Flow:
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Slots that were in use at one moment, in arrays side by side, after what had to be closed
-    or freed is. `was_…` is what the reading before found at the same slot."""
+    is; those that are to be freed count as free. `was_…` is what the reading before found at the
+    same slot."""
 
     moment: int  # tick
+    at: Any  # the same in arrays by slot
     slot: Indexes
     state: npt.NDArray[np.uint8]
     live: Bools  # pending or established
@@ -83,13 +85,13 @@ class Reading:
     seen: npt.NDArray[np.uint32]  # tick
     transceiver: npt.NDArray[np.uint16]
     proven: Bools
-    counts: Counts
     was_state: npt.NDArray[np.uint8]
     was_route: Ids
     was_proven: Bools
+    fresh: Bools  # live, and was not in use, or another route's
     closed: Bools  # just now
     expired: Bools  # of these, for being idle
-    freed: Bools  # just now, having rested
+    freed: Bools  # having rested
 
 
 class FlowTable:
@@ -172,14 +174,17 @@ class FlowTable:
         ends |= np.isin(live >> PORT_BITS, list(entries))
         return self._close(live[ends], now)
 
-    def sweep(self, piece: int, known: RouteIds, *, now: float) -> Reading:
+    def sweep(self, piece: int, known: RouteIds, *, now: float) -> Reading | None:
         """Of a piece's slots: close flows that are idle, whose route is not *known*, or whose port
-        is no longer an inside port, and free slots that have rested."""
+        is no longer an inside port, and find those that have rested, for `free`. None: none was
+        in use."""
         first = piece * _PIECE
         state = self._forward["state"][first : first + _PIECE].copy()
         used = np.flatnonzero(state)
+        if not len(used):
+            return None
         # As one piece where it is one, which is read twice as fast.
-        whole = len(used) and used[-1] - used[0] + 1 == len(used)
+        whole = used[-1] - used[0] + 1 == len(used)
         slots = used + first
         at: Any = slice(slots[0], slots[-1] + 1) if whole else slots
 
@@ -188,19 +193,24 @@ class FlowTable:
 
         moment = ticks(now)
         book = {field: read(self._book, field) for field in ("route", "next_route", "since")}
+        live = _is_live(state[used])
+        was_state, was_route = np.array(self._was_state[at]), np.array(self._was_route[at])
+        was_proven = np.array(self._was_proven[at])
+        fresh = live & ((was_state == State.FREE) | (was_route != book["route"]))
         reading = Reading(
             moment=moment,
+            at=at,
             slot=slots,
             state=state[used],
-            live=_is_live(state[used]),
+            live=live,
             **book,
             seen=read(self._forward, "seen"),
             transceiver=read(self._forward, "transceiver"),
-            proven=read(self._back, "proven").view(np.bool_),
-            counts=counts_of(self._forward[at], self._back[at]),
-            was_state=np.array(self._was_state[at]),
-            was_route=np.array(self._was_route[at]),
-            was_proven=np.array(self._was_proven[at]),
+            proven=self._proven(slots, fresh | (was_state != State.ESTABLISHED), was_proven),
+            was_state=was_state,
+            was_route=was_route,
+            was_proven=was_proven,
+            fresh=fresh,
             closed=np.zeros(len(slots), dtype=np.bool_),
             expired=np.zeros(len(slots), dtype=np.bool_),
             freed=np.zeros(len(slots), dtype=np.bool_),
@@ -212,6 +222,15 @@ class FlowTable:
         self._was_route[at] = reading.route
         self._was_proven[at] = reading.proven & reading.live
         return reading
+
+    def _proven(self, slots: Indexes, anew: Bools, was: Bools) -> Bools:
+        """Which slots' clients have proven that they are there: what has been proven stays so, but
+        for a pending slot's, which comes to another client. Media's own half of a slot is the
+        largest: it is not looked at for nothing."""
+        proven = was.copy()
+        asked = np.flatnonzero(anew | ~was)
+        proven[asked] = self._back["proven"][slots[asked]]
+        return proven
 
     def _follow_next_routes(self, reading: Reading, known: RouteIds) -> None:
         """Flows whose route is gone, but not their other one, go on with that; another one that
@@ -227,8 +246,15 @@ class FlowTable:
         self._book["route"][reading.slot[goes_on]] = reading.route[goes_on]
         self._book["next_route"][reading.slot[over]] = NO_ROUTE
 
+    def free(self, reading: Reading) -> None:
+        """Let those slots of a sweep be opened again that have rested: their counts are lost."""
+        if reading.freed.any():
+            slots = reading.slot[reading.freed]
+            self._set_state(slots, State.FREE)
+            self._maps.free_slots(slots[self._is_inside[slots]])
+
     def _judge(self, reading: Reading, known: RouteIds, inside: Bools, now: float) -> None:
-        """Close what has to be closed, and free what has rested."""
+        """Close what has to be closed, and find what has rested."""
         moment = reading.moment
         np.greater_equal(elapsed(moment, reading.seen), _IDLE_TICKS, out=reading.expired)
         np.logical_and(reading.expired, reading.live, out=reading.expired)
@@ -239,7 +265,6 @@ class FlowTable:
         rested = elapsed(moment, reading.since[resting]) >= _REST_TICKS
         reading.freed[resting[rested]] = True
         self._close(reading.slot[ends], now)
-        self._free(reading.slot[resting[rested]])
         reading.state[ends] = State.CLOSING
         reading.state[resting[rested]] = State.FREE
         reading.live[ends] = False
@@ -325,10 +350,6 @@ class FlowTable:
         self._book["since"][slots] = ticks(now)
         self._set_state(slots, State.CLOSING)
         return len(slots)
-
-    def _free(self, slots: Indexes) -> None:
-        self._set_state(slots, State.FREE)
-        self._maps.free_slots(slots[self._is_inside[slots]])
 
     def _set_state(self, slots: Indexes, state: State) -> None:
         self._back["state"][slots] = state

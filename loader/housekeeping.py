@@ -81,8 +81,10 @@ class Housekeeping:
         before this agent is no news."""
         for piece in self._flows.pieces:
             reading = self._flows.sweep(piece, self._table.ids, now=self._clock())
-            self.accounts.take(reading)
-            self._sessions.adopt(reading)
+            if reading:
+                self.accounts.take(reading)
+                self._sessions.adopt(reading)
+                self._flows.free(reading)
         self.accounts.end_pass()
 
     async def keep(self) -> None:
@@ -126,9 +128,11 @@ class Housekeeping:
         for piece in self._flows.pieces:
             now = self._clock()
             reading = self._flows.sweep(piece, self._table.ids, now=now)
-            in_use[reading.transceiver[~reading.freed]] = True
-            self.accounts.take(reading)
-            self._sessions.take(reading)
+            if reading:
+                in_use[reading.transceiver[~reading.freed]] = True
+                self.accounts.take(reading)
+                self._sessions.take(reading)
+                self._flows.free(reading)
             yield
             yield from self._sessions.tell(moment=ticks(now), now=self._wall())
         self.accounts.end_pass()
@@ -140,13 +144,11 @@ class Housekeeping:
 
     def _release(self, index: int) -> None:
         """No slot refers to an ended lease's index any more."""
-        id = self._resting.pop(index, None)
+        id, last = self._resting.pop(index, None), self.accounts.end_transceiver(index)
         if id is not None:
-            (last,) = self.accounts.of_transceivers([index])
             self._earlier[id] = self._earlier.pop(id, NOTHING) + last
             if len(self._earlier) > types.TRANSCEIVERS:
                 del self._earlier[next(iter(self._earlier))]
-        self.accounts.forget_transceiver(index)
         self._table.release_index(index)
 
     def _tell_refusals(self) -> None:
@@ -157,7 +159,7 @@ class Housekeeping:
 
     def transceiver_accounts(self) -> dict[str, Account]:
         """Of each transceiver that has a lease, by its id: what it has carried since the agent's
-        start, as the last pass found it, also under earlier leases. They never go down while the
+        start, as of some seconds ago, also under earlier leases. They never go down while the
         agent runs, unless 4,096 other transceivers were here meanwhile."""
         leases = self._table.leases()
         resting = self.accounts.of_transceivers(self._resting)

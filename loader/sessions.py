@@ -37,8 +37,8 @@ _BATCH = 50  # events told at a time: less than a millisecond
 _CHOOSING = int(5.0 / TICK)
 _SILENT = int(5.0 / TICK)
 _MUCH = 2048  # bytes from one pass to the next, more than checks amount to
-_REMEMBERED = 100  # passes for which it counts what a slot had carried by then
-_LOOKED_AT = 1024  # of an address's slots that are one of several of their route, in a pass
+_REMEMBERED = 200  # passes for which it counts what a slot had carried by then
+_LOOKED_AT = 256  # of a piece's slots that are one of several of their route, in a pass
 
 _CLIENT = np.dtype([("address", "u1", 16), ("port", ">u2")])
 
@@ -85,21 +85,21 @@ class Sessions:
     def adopt(self, reading: Reading) -> None:
         """One step of the first pass of an agent: what it finds was there before, and is no
         news."""
-        self.take(reading)
-        # Save for what this agent has done.
-        self._facts = [fact for fact in self._facts if fact.kind == "expired"]
-        self._found = Counter(fact.kind for fact in self._facts)
+        self._add("expired", reading, self._placed(reading, reading.expired))
+        live = self._placed(reading, reading.live)
+        self._checked[self._rows(reading.route[live])] = True
+        asked = reading.next_route[live]
+        self._checked[self._rows(asked[self._table.ids.placed(asked)])] = True
         # The one heard last is the session's flow, as far as can be seen; if it was not, the next
         # seconds show it, and that is no news either.
-        here = self._placed(reading, reading.state == State.ESTABLISHED)
-        here = here[np.argsort(elapsed(reading.moment, reading.seen[here]))[::-1]]
+        here = live[reading.state[live] == State.ESTABLISHED]
+        here = here[np.argsort(-elapsed(reading.moment, reading.seen[here]), kind="stable")]
         self._set_flow(reading, here)
         self._begun[indexes_of(reading.route[here])] = reading.moment
 
     def take(self, reading: Reading) -> None:
         """One step of a pass."""
-        live = reading.live
-        fresh = live & ((reading.was_state == State.FREE) | (reading.was_route != reading.route))
+        live, fresh = reading.live, reading.fresh & reading.live
         self._is_flow[reading.slot[np.flatnonzero(fresh)]] = False
         established = reading.state == State.ESTABLISHED
         begins = established & (fresh | (reading.was_state != State.ESTABLISHED))
@@ -182,14 +182,14 @@ class Sessions:
         self._add("established", reading, here, at=reading.since[here])
 
     def _find_flows(self, reading: Reading, established: Bools, begins: Bools) -> None:
-        others = np.flatnonzero(established & ~self._is_flow[reading.slot])
+        other = established & ~self._is_flow[reading.at]
+        others = np.flatnonzero(other)
         if len(others) > _LOOKED_AT:
             # Those that are new, and of the rest some this time, and some the next.
             turn = np.arange(_LOOKED_AT) + self._pass * _LOOKED_AT
-            which = np.zeros(len(established), dtype=np.bool_)
-            which[others[begins[others]]] = True
-            which[others[turn % len(others)]] = True
-            others = np.flatnonzero(which)
+            other &= begins
+            other[others[turn % len(others)]] = True
+            others = np.flatnonzero(other)
         others = others[self._table.ids.placed(reading.route[others])]
         if not len(others):
             return
@@ -214,7 +214,7 @@ class Sessions:
         alive = there["state"][flow] == State.ESTABLISHED
         alive &= self._slots["book"]["route"][flow] == routes
         seen_before = there["seen"][flow]
-        carried = self._weigh(slots, reading.counts[1, here] + reading.counts[3, here])
+        carried = self._weigh(slots, there["bytes"][slots] + back["bytes"][slots])
         carried_before = self._weigh(flow, there["bytes"][flow] + back["bytes"][flow])
         silent = elapsed(reading.moment, seen_before) >= _SILENT
         moves = ~alive & (elapsed(reading.moment, seen) < _SILENT)

@@ -207,8 +207,7 @@ class RouteTable:
             self._ufrags.update(dict.fromkeys(lease.routes, lease))
             routes.extend(lease.routes.items())
         self.ids.adopt([route.id for _, route in routes], named=named)
-        for ufrag, route in routes:
-            self._place(ufrag, route)
+        self._place_all(routes)
         taken = {lease.index for lease in self._leases.values()}
         self._resting = set(resting) - taken
         self._free = [each for each in self._free if each not in taken | self._resting]
@@ -386,6 +385,18 @@ class RouteTable:
         self._superseded[instance] = None
         if len(self._superseded) > MAX_SUPERSEDED:
             del self._superseded[next(iter(self._superseded))]
+
+    def _place_all(self, routes: list[tuple[str, Route]]) -> None:
+        ids = np.array([route.id for _, route in routes], dtype=np.uint32)
+        placed = self.ids.placed(ids)
+        checks = np.array([route.checks for _, route in routes], dtype=np.bool_)
+        self._checks_at[indexes_of(ids)[placed]] = checks[placed]
+        if placed.all():
+            for index, (ufrag, _) in zip(indexes_of(ids).tolist(), routes, strict=True):
+                self._ufrag_at[index] = ufrag
+        else:
+            for ufrag, route in routes:
+                self._place(ufrag, route)
 
     def _place(self, ufrag: str, route: Route) -> None:
         if self.ids.is_extra(route.id):

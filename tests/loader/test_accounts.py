@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from loader import accounts
 from loader.accounts import NOTHING, Account
 from loader.events import Event
 from loader.maps import Maps, Rate, ufrag_key
@@ -13,7 +14,9 @@ from tests.loader.relay import Relay
 
 
 @pytest.fixture
-def relay(maps: Maps) -> Relay:
+def relay(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> Relay:
+    """One whose totals are new after each pass."""
+    monkeypatch.setattr(accounts, "SUMMED_EVERY", 1)
     made = Relay(maps)
     made.register()
     return made
@@ -222,6 +225,34 @@ def test_an_index_that_comes_to_another_transceiver_brings_nothing_along(relay: 
     relay.look()
     assert second.index == first.index
     assert total(relay, "x2") == NOTHING
+
+
+def test_totals_are_added_up_every_few_passes_with_all_that_has_closed_since(maps: Maps) -> None:
+    relay = Relay(maps)
+    relay.register()
+    id = relay.route("abcd")
+    found = []
+    for number in range(3 * accounts.SUMMED_EVERY):
+        relay.put(20001 + number, State.CLOSING, route=id, since=relay.now - 20)
+        relay.carry(20001 + number, 1, 1, 1, 1)
+        relay.look()
+        found.append(total(relay).to_client.packets)
+
+    assert found == [1, 1, 1, 1, 5, 5, 5, 5, 9, 9, 9, 9]
+    assert counts(relay, id) == [[12] * 4]
+
+
+def test_what_a_transceiver_carried_last_is_not_lost_with_its_index(maps: Maps) -> None:
+    relay = Relay(maps)
+    first = relay.register()
+    relay.look()
+    relay.put(20001, State.CLOSING, route=9, transceiver=first.index, since=relay.now - 20)
+    relay.carry(20001, 1, 10, 2, 20)
+    relay.register(instance="another-process-of-x1")
+    relay.look()
+
+    assert relay.table.resting_indexes() == []
+    assert total(relay) == account(1, 10, 2, 20)
 
 
 def test_totals_never_go_down_whatever_slots_say(relay: Relay) -> None:

@@ -49,7 +49,10 @@ def table(maps: Maps) -> FlowTable:
 def sweep(table: FlowTable, known: RouteIds, *, now: float) -> int:
     """The whole table; how many flows were closed."""
     readings = [table.sweep(piece, known, now=now) for piece in table.pieces]
-    return sum(int(np.count_nonzero(each.closed)) for each in readings)
+    for each in readings:
+        if each:
+            table.free(each)
+    return sum(int(np.count_nonzero(each.closed)) for each in readings if each)
 
 
 @pytest.fixture

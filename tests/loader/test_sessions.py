@@ -6,6 +6,7 @@ import pytest
 
 from loader.events import Event
 from loader.maps import Maps
+from loader.routeids import INDEXES
 from loader.sessions import TOLD_A_PASS
 from loader.table import Route
 from loader.types import TICK, State
@@ -156,6 +157,24 @@ def test_a_removed_routes_events_are_not_the_next_ones(relay: Relay) -> None:
     assert told(relay.look()) == [("first_check", "abcd")]
 
 
+def test_an_index_that_comes_to_another_route_begins_with_its_first_check(relay: Relay) -> None:
+    id = relay.route("abcd")
+    relay.put(20001, route=id)
+    relay.look()
+    relay.remove("abcd")
+    relay.look(after=11)
+    again = id + INDEXES
+    lease = relay.table.leases()[0]
+    lease.routes = {"efgh": Route(again)}
+    relay.table.adopt([lease], now=relay.now)
+    relay.keep_leases()
+
+    relay.put(20001, route=again)
+    assert told(relay.look()) == [("first_check", "efgh"), ("established", "efgh")]
+    relay.put(20002, route=again, client=AWAY)
+    assert told(relay.look()) == [("established", "efgh")]
+
+
 # Roaming.
 
 
@@ -244,6 +263,20 @@ def test_which_address_a_client_chooses_at_first_is_no_roaming(relay: Relay) -> 
     assert roamed.facts["before"] == BY_AWAY, "the one that it chose"
 
 
+def test_in_its_first_seconds_a_session_only_chooses_among_addresses(relay: Relay) -> None:
+    """Whichever it has carried something through by then."""
+    id = relay.route("abcd")
+    relay.put(20001, route=id)
+    relay.put(20002, route=id, client=AWAY)
+    kinds = []
+    for slot in (20001, 20002, 20001, 20002):
+        relay.carry(slot, 50, 5000, 50, 5000)
+        relay.hear(20001, 20002)
+        kinds += [event.kind for event in relay.look()]
+
+    assert kinds == ["first_check", "established", "established"]
+
+
 def test_a_client_that_comes_back_after_its_flow_is_over_has_not_roamed(relay: Relay) -> None:
     id = settled(relay)
     relay.look(after=31)
@@ -293,11 +326,12 @@ def test_many_flows_of_few_routes_are_all_looked_at_in_the_end(many_ports: Maps)
     for _ in range(6):
         relay.hear(*range(20001, 23000))
         relay.look()
-    relay.put(22999, route=id, client=AWAY)
+    relay.put(23000, route=id, client=AWAY)
+    relay.look()
     roamed = []
-    for _ in range(8):
-        relay.hear(*range(20001, 23000))
-        relay.carry(22999, 9, 50000, 0, 0)
+    for _ in range(30):
+        relay.hear(*range(20001, 23001))
+        relay.carry(23000, 9, 50000, 0, 0)
         roamed += [event for event in relay.look() if event.kind == "roamed"]
 
     assert [event.facts["client"] for event in roamed if event.facts["ufrag"] == "abcd"] == [
@@ -330,6 +364,8 @@ def test_a_new_agent_takes_what_it_finds_for_no_news(relay: Relay) -> None:
 def test_a_new_agent_does_not_tell_of_roaming_that_was_over_before(relay: Relay) -> None:
     roam(relay, settled(relay))
     relay.look()
+    relay.now += 0.5
+    relay.hear(20001)
     relay.restart()
     for _ in range(10):
         relay.hear(20001, 20002)

@@ -17,6 +17,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from loader.errors import ShuntError
 from loader.maps import Maps
 from tools.bench import following
 from tools.bench.agents import (
@@ -149,7 +152,7 @@ class _Subjects:
         for name, agent in self._agents.items():
             with self._going(name):
                 keep_alive(agent)
-                rounds.add(f"{name}.pass", self._watch(agent))
+                rounds.add(f"{name}.pass", self._watch(agent, self._filled[name]))
 
     @contextmanager
     def _going(self, name: str) -> Iterator[None]:
@@ -200,7 +203,7 @@ class _Subjects:
             maps.remove_routes(names)
         return 1e3 * taken / _UPDATES
 
-    def _watch(self, agent: Agent) -> float:
+    def _watch(self, agent: Agent, filled: Fill) -> float:
         """CPU of an agent that nobody asks, milliseconds from one housekeeping pass to the next."""
         period = agent.period_seconds()
         before, begun = agent.cpu_seconds(), time.monotonic()
@@ -209,6 +212,12 @@ class _Subjects:
             while (left := deadline - time.monotonic()) > 0:
                 time.sleep(min(left, 1.0))
                 carry(maps)
+            flows = int(np.count_nonzero(maps.slots["to_client"]["state"]))
+            if flows != filled.flows:
+                raise ShuntError(
+                    f"{flows} flows are there, not {filled.flows}",
+                    "The bench measures something else than it says; please report this.",
+                )
         used = agent.cpu_seconds() - before
         return 1e3 * used / (time.monotonic() - begun) * period
 

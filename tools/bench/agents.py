@@ -42,6 +42,7 @@ __all__ = [
 INSTANCE = "the-one-process-of-this-bench"
 TRANSCEIVERS = 64
 _READY_SECONDS = 300.0
+_HEARD_FOR = 3600.0  # seconds that flows' last packets lie ahead: none ends, however long it takes
 _VIP = "198.18.0.1"
 
 
@@ -222,7 +223,8 @@ def fill(pins: Path, inside: int, wanted: Fill) -> None:
         routes = np.arange(len(slots)) % max(1, wanted.routes) + 1
         there, back, book = (maps.slots[name] for name in ("to_transceiver", "to_client", "book"))
         book["route"][slots] = routes
-        book["since"][slots] = there["seen"][slots] = ticks(now)
+        book["since"][slots] = ticks(now)
+        there["seen"][slots] = ticks(now + _HEARD_FOR)
         for half in (there, back):
             half["transceiver"][slots] = (routes - 1) % TRANSCEIVERS
         back["proven"][slots] = 1
@@ -237,7 +239,7 @@ def carry(maps: Maps) -> None:
     """As if each flow had just had 50 packets each way."""
     there, back = maps.slots["to_transceiver"], maps.slots["to_client"]
     used = np.flatnonzero(there["state"])
-    there["seen"][used] = ticks(time.monotonic())
+    there["seen"][used] = ticks(time.monotonic() + _HEARD_FOR)
     for half in (there, back):
         half["packets"][used] += np.uint64(50)
         half["bytes"][used] += np.uint64(5000)
