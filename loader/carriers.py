@@ -19,7 +19,7 @@ from loader import bpf
 from loader.errors import ShuntError
 from loader.links import Link, link_of, mode_of
 from loader.maps import versioned
-from loader.pinned_set import LOADING, PROGRAM, pinned_sets, program_ids
+from loader.pinned_set import LOADING, PROGRAM, pinned_sets, program_ids, remove_folder
 from loader.types import Mode
 
 __all__ = [
@@ -320,9 +320,7 @@ def unload(pins: Path) -> None:
                 _set_program(netlink, link["index"], -1, mode)
     for folder in {each.folder for each in pinned_sets(pins)} | {versioned(pins), pins / LOADING}:
         if folder.is_dir():
-            for entry in folder.iterdir():
-                entry.unlink()
-            folder.rmdir()
+            remove_folder(folder)
     # Another version's may be there; and a folder that root has made for the agent's user stays.
     if pins.is_dir() and not any(pins.iterdir()) and pins.stat().st_uid == os.geteuid():
         pins.rmdir()

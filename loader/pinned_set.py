@@ -20,6 +20,7 @@ __all__ = [
     "maps_of",
     "pinned_sets",
     "program_ids",
+    "remove_folder",
     "remove_pins",
 ]
 
@@ -71,10 +72,15 @@ def remove_pins(pins: Path) -> None:
     if not pins.is_dir():
         return
     for folder in list(pins.iterdir()):
-        for entry in list(folder.iterdir()):
-            entry.unlink()
-        folder.rmdir()
+        remove_folder(folder)
     pins.rmdir()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of pins with all that is in it."""
+    for entry in list(folder.iterdir()):
+        entry.unlink()
+    folder.rmdir()
 
 
 def maps_of(folder: Path) -> Iterator[str]:

@@ -6,11 +6,11 @@
 
 What can be kept is kept: a map whose layout is the same is the same map, pinned a second time.
 Maps of another layout are made anew and filled (`migrate`). Everything is staged in a folder beside
-that of the running relay; each interface changes hands in one step, all or none; then the two
-folders change places in one step. Whatever fails or is killed before leaves the old relay at work.
+that of the running relay; each interface changes hands in one step, all or none; then the folder
+takes the other's name. Whatever fails or is killed before the interfaces leaves the old relay at
+work, and after, `recover` completes it.
 """
 
-import ctypes
 import fcntl
 import logging
 import os
@@ -29,7 +29,14 @@ from loader.errors import ShuntError
 from loader.layout import Conversion, Layout, MapLayout, layout
 from loader.maps import versioned
 from loader.migrate import REBUILT, Migration, rows_of
-from loader.pinned_set import LOADING, PARTS, PinnedSet, described, pinned_sets
+from loader.pinned_set import (
+    LOADING,
+    PARTS,
+    PinnedSet,
+    described,
+    pinned_sets,
+    remove_folder,
+)
 from loader.sizes import sizes
 from loader.source import digest
 
@@ -38,7 +45,10 @@ __all__ = ["STAGE", "Fate", "Plan", "Taken", "carry_out", "plan", "recover", "st
 log = logging.getLogger(__name__)
 
 STAGE = "next"
-_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD, and of linux/fs.h
+_OLD = "old-"
+"""With its program's id behind it, the folder of a relay that is replaced: there until no interface
+carries it."""
+
 _SLOTS = frozenset({"slots_in", "slots_out", "books", "handshakes"})
 
 
@@ -117,10 +127,10 @@ def _running(pins: Path) -> PinnedSet | None:
     found = pinned_sets(pins)
     carried = [each for each in found if each.program in attached]
     left = [each for each in found if each.folder in (versioned(pins), pins / "v2")]
-    for each in (*carried, *reversed(left)):
-        if each.folder.name == STAGE or not carried or each in carried:
-            return each
-    return None
+    # Amid an exchange two are carried, of which one is on its way out.
+    last = (STAGE, versioned(pins).name)
+    carried.sort(key=lambda each: last.index(each.folder.name) if each.folder.name in last else 9)
+    return next(iter((*carried, *reversed(left))), None)
 
 
 def _fates(folder: Path, before: Layout, now: Layout) -> dict[str, Fate]:
@@ -201,7 +211,7 @@ def recover(pins: Path) -> None:
             _commit(pins)
         elif not found or _is_touched(staged):
             log.warning("an upgrade was cut off before it took hold: what it left is removed")
-            _remove(staged)
+            remove_folder(staged)
 
 
 def _is_touched(staged: Path) -> bool:
@@ -227,10 +237,10 @@ def stage(plan: Plan) -> None:
             return
         folder = plan.pins / STAGE
         if folder.is_dir():
-            _remove(folder)
+            remove_folder(folder)
         with ExitStack() as undo:
             folder.mkdir()
-            undo.callback(_remove, folder)
+            undo.callback(remove_folder, folder)
             if plan.running:
                 _pin(plan.running.folder, folder, _kept(plan))
             program = datapath.compile_into(folder, plan.inside)
@@ -291,19 +301,7 @@ def carry_out(plan: Plan, interfaces: list[str]) -> Taken:
     maps are this version's. No agent may be at work on *plan.pins*, nor another `carry_out`.
     """
     carriers = check(plan.pins, interfaces)
-    running = plan.running
-    if not plan.same_program and not _is_staged(plan):
-        if Capability.PERFMON in held():
-            stage(plan)
-        elif running and set(plan.maps.values()) == {Fate.KEPT}:
-            log.warning("the program is another version's: `shunt agent load` brings this one's")
-        else:
-            raise ShuntError(
-                f"no program of this version is loaded at {plan.pins}",
-                f"Load it with `sudo shunt agent load`; an agent that has {Capability.PERFMON} "
-                "does so itself.",
-            )
-    replaces = not plan.same_program and _is_staged(plan)
+    running, replaces = plan.running, _is_replaced(plan)
     if replaces:
         with _alone(plan.pins):
             attachments = _replace(plan, carriers)
@@ -311,7 +309,7 @@ def carry_out(plan: Plan, interfaces: list[str]) -> Taken:
         assert running is not None
         attachments = carriers.attach(running.folder)
     carriers.leave_others()
-    _forget_parts(versioned(plan.pins))
+    _forget_others(plan.pins)
     about = datapath.notebook(versioned(plan.pins))
     about.adoptions += running is not None
     about.upgrades += running is not None and replaces
@@ -330,10 +328,29 @@ def carry_out(plan: Plan, interfaces: list[str]) -> Taken:
     )
 
 
+def _is_replaced(plan: Plan) -> bool:
+    """Whether the interfaces are to get another program; it is staged then."""
+    if plan.same_program:
+        return False
+    if _is_staged(plan):
+        return True
+    if Capability.PERFMON in held():
+        stage(plan)
+        return True
+    if plan.running and set(plan.maps.values()) == {Fate.KEPT}:
+        log.warning("the program is another version's: `shunt agent load` brings this one's")
+        return False
+    raise ShuntError(
+        f"no program of this version is loaded at {plan.pins}",
+        f"Load it with `sudo shunt agent load`; an agent that has {Capability.PERFMON} does so "
+        "itself.",
+    )
+
+
 def _replace(plan: Plan, carriers: Carriers) -> list[Attachment]:
     staged = plan.pins / STAGE
     with ExitStack() as undo:
-        undo.callback(_remove, staged)
+        undo.callback(remove_folder, staged)
         with _migration(plan, staged) as migration:
             migration.begin()
             migration.catch_up()
@@ -369,34 +386,23 @@ def _migration(plan: Plan, staged: Path) -> Migration:
 
 
 def _commit(pins: Path) -> None:
-    """The staged relay is the one; of the others nothing is left."""
-    staged, place = pins / STAGE, versioned(pins)
+    """The staged relay is the one; of the others nothing is left that no interface carries.
+    Killed between the two steps, `recover` finds what is staged on the interfaces still."""
+    place = versioned(pins)
     if place.is_dir():
-        _exchange(staged, place)
-    else:
-        staged.rename(place)
-    for other in pinned_sets(pins):
-        if other.folder != place:
-            _remove(other.folder)
+        place.rename(pins / f"{_OLD}{datapath.pinned_program(place).id}")
+    (pins / STAGE).rename(place)
+    _forget_others(pins)
 
 
-def _remove(folder: Path) -> None:
-    for entry in folder.iterdir():
-        entry.unlink()
-    folder.rmdir()
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Two names change places in one step (renameat2(2), RENAME_EXCHANGE)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    names = os.fsencode(one), os.fsencode(other)
-    if libc.renameat2(_HERE, names[0], _HERE, names[1], _RENAME_EXCHANGE) < 0:
-        raise OSError(ctypes.get_errno(), "cannot be exchanged", str(one), None, str(other))
-
-
-def _forget_parts(folder: Path) -> None:
-    """Remove the pins of parts whose program no interface carries any more."""
-    used = attached_programs() | {datapath.pinned_program(folder).id}
-    for entry in folder.glob(f"{PARTS}*"):
-        if int(entry.name.removeprefix(PARTS)) not in used:
+def _forget_others(pins: Path) -> None:
+    """Remove the sets that no interface carries any more, but the one that is at work, and parts
+    whose program none does. As long as one is carried it must be known as ours."""
+    place, carried = versioned(pins), attached_programs()
+    for each in pinned_sets(pins):
+        if each.folder not in (place, pins / STAGE) and each.program not in carried:
+            remove_folder(each.folder)
+    carried.add(datapath.pinned_program(place).id)
+    for entry in place.glob(f"{PARTS}*"):
+        if int(entry.name.removeprefix(PARTS)) not in carried:
             entry.unlink()

@@ -262,7 +262,7 @@ def test_another_layout_is_brought_over_and_back(
     up behind itself, it has taken over all the same."""
     host, pins = running
     held, before = contents(pins), on(host)
-    killed = "upgrade._remove = lambda *_: os._exit(9)"
+    killed = "upgrade._forget_others = lambda *_: os._exit(9)"
 
     assert Version(tmp_path, COLOURED).take_over(host, pins, *BOTH, changed=killed) == "killed"
 
@@ -469,6 +469,35 @@ def test_interfaces_are_looked_at_before_anything_is_compiled(
     assert still()
     if name == "other0":
         host.ip("link del other0")
+
+
+def test_killed_between_two_interfaces_it_is_completed_by_who_sees_no_stranger_in_its_own(
+    running: tuple[Host, Path],
+) -> None:
+    """An agent without CAP_SYS_ADMIN knows a program only by its pins: those of the old one must be
+    there until the last interface has the new one."""
+    host, pins = running
+    before = on(host)
+    killed = (
+        "put = carriers._attach\n"
+        "def once(netlink, descriptor, carrier, old):\n"
+        "    if carrier.name == 'inside':\n"
+        "        os._exit(9)\n"
+        "    return put(netlink, descriptor, carrier, old)\n"
+        "carriers._attach = once\n"
+    )
+    here = Version.here()
+    assert here.take_over(host, pins, *BOTH, inside=2, changed=killed) == "killed"
+    assert len(on(host) - before) == 1
+    assert len(on(host)) == 2
+
+    without = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
+    assert here.take_over(host, pins, *BOTH, inside=2, before=without) == ""
+
+    assert len(on(host)) == 1
+    assert on(host) != before
+    assert folders(pins) == {versioned(pins).name}
+    assert is_relayed(pins, 50000)
 
 
 def test_an_interface_that_is_not_the_relays_any_more_is_left(

@@ -109,11 +109,13 @@ class Version:
         version.folder = ROOT
         return version
 
-    def run(self, host: Host, program: str) -> "subprocess.CompletedProcess[str]":
-        """Run Python of that version in the relay's namespace."""
+    def run(
+        self, host: Host, program: str, *, before: tuple[str, ...] = ()
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run Python of that version in the relay's namespace, behind the command *before*."""
         return host.run(
             lambda: subprocess.run(
-                [sys.executable, "-c", program],
+                [*before, sys.executable, "-c", program],
                 cwd=self.folder,
                 capture_output=True,
                 text=True,
@@ -122,10 +124,16 @@ class Version:
         )
 
     def take_over(
-        self, host: Host, pins: Path, *interfaces: str, inside: int = 1, changed: str = ""
+        self,
+        host: Host,
+        pins: Path,
+        *interfaces: str,
+        inside: int = 1,
+        changed: str = "",
+        before: tuple[str, ...] = (),
     ) -> str:
         """As that version's agent begins; nothing, or what went wrong. *changed*: Python that is
-        run first, to break it; it is killed if that says so."""
+        run first, to break it; it is killed if that says so. *before*: see `run`."""
         done = self.run(
             host,
             "import os\n"
@@ -140,6 +148,7 @@ class Version:
             f"    upgrade.carry_out(plan, {list(interfaces)!r})\n"
             "except ShuntError as error:\n"
             "    print(error.what, '|', error.cure)\n",
+            before=before,
         )
         if done.returncode == KILLED:
             return "killed"
