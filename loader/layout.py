@@ -2,13 +2,14 @@
 
 Each relay's maps carry their own description (in the map `about`), so that another version, newer
 or older, can bring over what they hold, field by field. A field is known by its name: whoever
-changes what a field means gives it another name. No I/O.
+changes what a field means gives it another name. No I/O, but for the one layout that is in a file.
 """
 
 import ctypes
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,21 +173,12 @@ def layout(sizes: Sizes) -> Layout:
     return Layout(constants, maps)
 
 
-def layout_v2(sizes: Sizes) -> Layout:
-    """That of the pins below `v2`, which do not describe themselves."""
-    now = layout(sizes)
-    maps = {name: each for name, each in now.maps.items() if name != "about"}
-    known = {"address", "port", "resolved", "instance", "id"}
-    fields = tuple(
-        field
-        for field in maps["transceivers"].value.fields
-        if field.name in known or field.name.startswith("hop.")
-    )
-    before = now.maps["transceivers"]
-    maps["transceivers"] = MapLayout(
-        before.type, before.flags, before.entries, before.key, Structure(128, fields)
-    )
-    return Layout(now.constants, maps)
+def layout_v2(entries: Mapping[str, int]) -> Layout:
+    """That of the pins below `v2`, which do not describe themselves: as it was, whatever this
+    version's is. *entries*: of each map."""
+    then = Layout.from_json((Path(__file__).parent / "layout_v2.json").read_bytes())
+    maps = {name: replace(each, entries=entries.get(name, 0)) for name, each in then.maps.items()}
+    return Layout(then.constants, maps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from loader import bpf, types
 from loader.errors import ShuntError
 from loader.layout import Layout, layout_v2
-from loader.sizes import sizes
 
 __all__ = [
     "LOADING",
@@ -126,9 +125,8 @@ def _description(folder: Path, infos: dict[str, bpf.MapInfo]) -> Layout:
             about = types.About.from_buffer_copy(value)
             with suppress(ValueError):
                 return Layout.from_json(bytes(about.layout[: about.length]))
-    elif folder.name == "v2" and "slots_in" in infos:
-        slots = infos["slots_in"].max_entries
-        return layout_v2(sizes(slots // types.PORTS))
+    elif folder.name == "v2":
+        return layout_v2({name: info.max_entries for name, info in infos.items()})
     raise ShuntError(
         f"the relay that is pinned at {folder} does not say how its maps are laid out",
         "It is of a version that this one cannot follow without ending calls: "
