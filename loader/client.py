@@ -1,7 +1,7 @@
 """The agent's HTTP API from the other side: what transceivers and tools call."""
 
 import ssl
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,7 +226,7 @@ class AgentClient:
         kinds: Iterable[str] = (),
         follow: bool = True,
         last: str | None = None,
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """`GET /v1/events`: each event, with its `id`, as it comes; `kind` is `missed` where some
         were forgotten before they could be told. *kinds*: only these. Without *follow*, it ends
         with what is known. *last*: the id of the last event that one has."""

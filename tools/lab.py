@@ -27,7 +27,7 @@ from tools.labstate import AGENT_SOCKET, RUN_DIR, Lab, LabTransceiver, current, 
 from tools.netns import pids_in, run_in
 from tools.processes import UNPRIVILEGED, Process, alive, end, identify, spawn, tail
 
-__all__ = ["down", "healthy", "namespace_of", "status", "up"]
+__all__ = ["agent_is_ready", "down", "healthy", "namespace_of", "status", "up"]
 
 LOCK, LOGS = RUN_DIR / "lab.lock", RUN_DIR / "log"
 UDP_PORT = 40000
@@ -165,7 +165,7 @@ def _start(lab: Lab) -> Lab:
         environment=environment,
     )
     lab = _with(lab, agent)
-    _await("the agent is not ready", agent, lambda: _agent_ready(lab))
+    _await("the agent is not ready", agent, lambda: agent_is_ready(lab.agent_socket))
     for transceiver in lab.transceivers:
         flags = {
             "--id": transceiver.id,
@@ -208,9 +208,11 @@ def _await(complaint: str, process: Process, ready: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def _agent_ready(lab: Lab) -> bool:
+def agent_is_ready(socket: str) -> bool:
+    """Whether the agent there answers, and its relay can do its work."""
+
     async def ask() -> None:
-        async with AgentClient(lab.agent_socket) as agent:
+        async with AgentClient(socket) as agent:
             await agent.health()
 
     try:
@@ -245,7 +247,7 @@ def _healthy(lab: Lab) -> bool:
         places <= set(topology.present())
         and all(alive(process) for process in lab.processes)
         and len(lab.processes) == 1 + len(lab.transceivers)
-        and _agent_ready(lab)
+        and agent_is_ready(lab.agent_socket)
         and all(_transceiver_ready(lab, transceiver) for transceiver in lab.transceivers)
     )
 

@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 from loader import datapath, types
-from loader.client import Vip
+from loader.client import AgentClient, Vip
 from loader.config import AgentConfig
 from loader.daemon import unload
 from loader.flows import ticks
@@ -272,6 +272,18 @@ def own_pins() -> Iterator[Path]:
 
 
 # The agent as a process.
+
+
+async def register_x1(client: AgentClient) -> None:
+    """A transceiver for ten sessions at the usual place."""
+    await client.register(
+        "x1",
+        instance=INSTANCE,
+        address=TRANSCEIVER,
+        port=40000,
+        http="http://198.18.1.11:8080",
+        capacity=10,
+    )
 
 
 def agent_arguments(

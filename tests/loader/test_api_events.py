@@ -19,7 +19,7 @@ from loader.api.stream import Streams
 from loader.client import AgentClient, AgentRefused, AgentUnavailable
 from loader.events import KEPT, EventLog
 from loader.problems import Refused
-from tests.loader.conftest import INSTANCE, ROOT, TRANSCEIVER, AgentProcess
+from tests.loader.conftest import INSTANCE, ROOT, AgentProcess, register_x1
 
 AT = 1777888999.123
 
@@ -67,7 +67,7 @@ async def told(client: AgentClient, count: int | None = None, **more: Any) -> li
                 found.append(await anext(reading))
             except StopAsyncIteration:
                 break
-        await reading.aclose()  # type: ignore[attr-defined]
+        await reading.aclose()
     return found
 
 
@@ -82,7 +82,7 @@ async def test_what_is_known_comes_first_and_then_what_comes(
         await asyncio.sleep(0)
         events.tell("route_removed", ufrag="abcd")
         second = await asyncio.wait_for(coming, 5)
-        await reading.aclose()  # type: ignore[attr-defined]
+        await reading.aclose()
 
     assert first == {
         "id": str(events.last - 1),
@@ -165,7 +165,7 @@ async def test_a_reader_who_takes_nothing_costs_the_others_nothing_and_is_told(
                     event = await asyncio.wait_for(anext(reading), 5)
                     received += 1
                     assert event["kind"] == "route_added"
-        await reading.aclose()  # type: ignore[attr-defined]
+        await reading.aclose()
 
         async with asyncio.timeout(10):
             while (line := await slow.readline()) != b"event: missed\n":
@@ -197,7 +197,7 @@ async def test_there_are_so_many_readers_and_no_more(
             await told(client)
         assert (error.value.status, error.value.type) == (503, "too-many-readers")
 
-        await first.aclose()  # type: ignore[attr-defined]
+        await first.aclose()
         await until(lambda: not events._listeners)
         assert await told(client, follow=False)
 
@@ -230,14 +230,7 @@ async def test_an_agent_that_stops_ends_its_streams(events: EventLog, tmp_path: 
 async def client(shared_agent: AgentProcess) -> AsyncIterator[AgentClient]:
     """A client with a transceiver x1 that has gone again afterwards."""
     async with AgentClient(str(shared_agent.socket)) as connected:
-        await connected.register(
-            "x1",
-            instance=INSTANCE,
-            address=TRANSCEIVER,
-            port=40000,
-            http="http://198.18.1.11:8080",
-            capacity=10,
-        )
+        await register_x1(connected)
         yield connected
         await connected.deregister("x1", instance=INSTANCE)
 
@@ -255,7 +248,7 @@ async def test_the_agent_tells_of_routes_as_they_are_made(client: AgentClient) -
         await client.add_route("evnt", transceiver="x1", instance=INSTANCE, checks=False)
     event = await asyncio.wait_for(anext(reading), 5)
     assert (event["kind"], event["why"]) == ("route_refused", "route-differs")
-    await reading.aclose()  # type: ignore[attr-defined]
+    await reading.aclose()
 
 
 async def test_a_kind_that_is_none_is_refused_with_the_one_that_was_meant(

@@ -22,7 +22,6 @@ from tests.loader.conftest import (
     INSTANCE,
     PINS,
     ROOT,
-    TRANSCEIVER,
     VIP,
     AgentProcess,
     Host,
@@ -30,6 +29,7 @@ from tests.loader.conftest import (
     binding_request,
     eventually,
     make_host,
+    register_x1,
     remove_host,
 )
 from tests.loader.test_datapath import attach_a_strangers_program
@@ -272,14 +272,7 @@ def test_two_capabilities_and_another_user_are_enough_to_run(agent: AgentProcess
 
 async def test_it_routes_and_its_successor_adopts(agent: AgentProcess) -> None:
     async with AgentClient(str(agent.socket)) as client:
-        await client.register(
-            "x1",
-            instance=INSTANCE,
-            address=TRANSCEIVER,
-            port=40000,
-            http="http://198.18.1.11:8080",
-            capacity=10,
-        )
+        await register_x1(client)
         await client.add_route("mine", transceiver="x1", instance=INSTANCE)
     before = agent.host.xdp("public")
 

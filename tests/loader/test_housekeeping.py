@@ -130,10 +130,12 @@ async def test_others_have_their_turn_between_the_steps_of_a_pass(
     assert turns >= len(relay.flows.pieces) > 1
 
 
-async def test_an_error_in_a_pass_ends_the_keeping_loudly(relay: Relay) -> None:
+async def test_an_error_in_a_pass_ends_the_keeping_loudly(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Systemd starts the agent again: silent decay would be worse."""
     relay.put(20001, State.CLOSING, since=1.0)
-    relay.maps.free_slots = None  # type: ignore[assignment,method-assign]
+    monkeypatch.setattr(relay.maps, "free_slots", None)
 
     with pytest.raises(TypeError):
         await asyncio.wait_for(relay.housekeeping.keep(), timeout=10)

@@ -34,6 +34,7 @@ from tests.loader.conftest import (
     VIP6,
     AgentProcess,
     binding_request,
+    register_x1,
 )
 from tests.loader.test_agent_process import knock
 
@@ -77,14 +78,7 @@ async def became(agent: AgentProcess, expected: float | None, name: str, **label
 async def client(shared_agent: AgentProcess) -> AsyncIterator[AgentClient]:
     """A client of the shared agent, with a transceiver x1 that has gone again afterwards."""
     async with AgentClient(str(shared_agent.socket)) as connected:
-        await connected.register(
-            "x1",
-            instance=INSTANCE,
-            address=TRANSCEIVER,
-            port=40000,
-            http="http://198.18.1.11:8080",
-            capacity=10,
-        )
+        await register_x1(connected)
         yield connected
         await connected.deregister("x1", instance=INSTANCE)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loader.client import AgentClient
-from tests.loader.conftest import INSTANCE, ROOT, TRANSCEIVER, AgentProcess, eventually
+from tests.loader.conftest import INSTANCE, ROOT, AgentProcess, eventually, register_x1
 from tests.loader.prometheus import Prometheus, prometheus
 from tests.loader.test_agent_process import knock
 from tests.packaging.promql import Selector, labels_named, selectors
@@ -70,14 +70,7 @@ WORDS = {
 async def busy(agent: AgentProcess) -> None:
     """Let the agent have a transceiver, a route, a flow."""
     async with AgentClient(str(agent.socket)) as client:
-        await client.register(
-            "x1",
-            instance=INSTANCE,
-            address=TRANSCEIVER,
-            port=40000,
-            http="http://198.18.1.11:8080",
-            capacity=10,
-        )
+        await register_x1(client)
         await client.add_route("abcd", transceiver="x1", instance=INSTANCE)
         await asyncio.to_thread(knock, agent, "abcd")
 

@@ -5,7 +5,6 @@ a second before each event until a second after it. Nothing may be lost: the rep
 was, and the longest time in which nothing arrived, beside the longest in which nothing was sent.
 """
 
-import asyncio
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,6 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.ethtool.ioctl import IoctlEthtool
 
-from loader.client import AgentClient, AgentRefused, AgentUnavailable
 from loader.daemon import unload
 from loader.errors import ShuntError
 from tools.bench.alone import alone
@@ -32,6 +30,7 @@ from tools.bench.facts import machine
 from tools.bench.report import Case, Report
 from tools.bench.traffic import Ends, stream
 from tools.bench.traffic import Report as Carried
+from tools.lab import agent_is_ready
 from tools.netns import run_in
 from tools.processes import ROOT
 
@@ -77,22 +76,11 @@ class _Agent:
 
         self._process = run_in(RELAY, spawn)
         deadline = time.monotonic() + _PATIENCE
-        while not self._ready():
+        while not agent_is_ready(self.socket):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 lines = self._log.read_text(errors="replace").splitlines()
                 raise ShuntError("the agent does not start:\n" + "\n".join(lines[-8:]))
             time.sleep(0.05)
-
-    def _ready(self) -> bool:
-        async def ask() -> None:
-            async with AgentClient(self.socket) as agent:
-                await agent.health()
-
-        try:
-            asyncio.run(ask())
-        except (AgentUnavailable, AgentRefused):
-            return False
-        return True
 
     def end(self, number: int) -> None:
         """By a signal; no error if none runs."""
