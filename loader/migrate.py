@@ -4,8 +4,8 @@
        └────────┴──────────────────────┴──▶ as it was
 
 Until the interfaces change hands the old program goes on in the old maps, so that what it has
-changed is brought over again: all of it at first, then only what is different. No slot is opened
-meanwhile: a client that is new waits for its next check, and flows have nothing to wait for.
+changed is brought over again: all of it at first, then only what is different. From `catch_up` on
+no slot is opened: a client that is new waits for its next check; flows have nothing to wait for.
 """
 
 from collections.abc import Callable, Iterable
@@ -113,6 +113,8 @@ class _ArrayCopy:
         new one has left alone in all that lasts. Which those were."""
         now = self._old.read()[: self._limit]
         rows = np.flatnonzero((now != self._seen).any(axis=1))
+        if not len(rows):
+            return rows
         fresh, theirs = self._new.read()[rows], self._conversion.convert(self._seen[rows])
         ours = self._conversion.convert(now[rows])
         differs, untouched = (np.zeros(len(rows), dtype=bool) for _ in range(2))
@@ -208,18 +210,20 @@ class Migration:
         return _HashCopy(old, new, Conversion.between(before.key, now.key), value)
 
     def begin(self) -> None:
-        """Let no slot be opened, and bring over everything."""
-        tail = self._tail.lookup(bytes(4))
-        assert tail is not None
-        if not self._names <= _AGENTS:
-            self._stopped_at = tail
-            self._stop_opening()
-            bpf.wait_for_programs()
-            self._stop_opening()  # those that had seen the tail as it was may have gone beyond it
+        """Bring over everything, while slots are opened as ever."""
         for copy in self._copies.values():
             copy.all()
         if "flows" in self._names:
             rebuild(self._maps)
+
+    def catch_up(self) -> None:
+        """Let no slot be opened any more, and bring over what has changed since."""
+        if not self._names <= _AGENTS:
+            self._stopped_at = self._tail.lookup(bytes(4))
+            self._stop_opening()
+            bpf.wait_for_programs()
+            self._stop_opening()  # those that had seen the tail as it was may have gone beyond it
+        self._again(lambda copy: copy.changed())
 
     def _stop_opening(self) -> None:
         fields = self._before.maps["free_head"].value.fields
@@ -227,10 +231,6 @@ class Migration:
         head = self._head.lookup(bytes(4))
         assert head is not None
         self._tail.update(bytes(4), head[place.offset : place.offset + place.size])
-
-    def catch_up(self) -> None:
-        """Bring over what has changed since."""
-        self._again(lambda copy: copy.changed())
 
     def finish(self) -> None:
         """The interfaces have the new program: bring over what the old one did last."""
