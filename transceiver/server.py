@@ -18,7 +18,7 @@ from aiohttp import web
 from loader.client import DEFAULT_SOCKET, AgentClient
 from loader.errors import ShuntError
 from transceiver import seam
-from transceiver.backends import BACKENDS
+from transceiver.backends.legacy import BACKENDS
 from transceiver.ice import IceTiming
 from transceiver.registration import Registration
 from transceiver.session import Sessions

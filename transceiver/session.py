@@ -24,7 +24,7 @@ from aiortc import (
 from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
 
 from loader.errors import ShuntError
-from transceiver.backends import Backend
+from transceiver.backends.legacy import Backend
 from transceiver.offer import PARSER_FAILURES, Offer, OfferError
 from transceiver.offer import parse as parse_offer
 from transceiver.seam import Link

@@ -1,6 +1,6 @@
 """What a session talks to: a backend hears decoded audio and events, and gives the same back.
 
-`echo` is the one there is. It knows nothing of ICE, SDP or the session it serves.
+`echo` for sessions on aiortc's peer connection; it goes when they do.
 """
 
 import asyncio

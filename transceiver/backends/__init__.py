@@ -1,0 +1,151 @@
+"""What a session talks to: a backend hears the client's audio and messages, and answers in kind.
+
+Here is the contract between the two, and the backends by name. A backend knows nothing of ICE, SDP
+or the session that it serves; a session knows nothing of turns or models.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from loader.errors import ShuntError
+
+__all__ = [
+    "BACKENDS",
+    "OPUS",
+    "PCM_24000",
+    "PCM_48000",
+    "AudioFormat",
+    "Backend",
+    "BacklogFull",
+    "Conversation",
+    "Flushed",
+    "Options",
+    "make",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFormat:
+    """How audio passes between session and backend, both ways.
+
+    PCM is s16le, mono, of *rate* Hz: 24000 or 48000 (8000 and 16000 work too). With *passthrough*
+    it is Opus packets instead, as they come, and *rate* is that of their timestamps.
+    """
+
+    rate: int
+    passthrough: bool = False
+
+
+PCM_24000 = AudioFormat(24000)
+PCM_48000 = AudioFormat(48000)
+OPUS = AudioFormat(48000, passthrough=True)
+
+
+class BacklogFull(Exception):
+    """More was said than may wait to be sent (60 s, unless the session says otherwise)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """What became of an utterance that was cut short; seconds of audio."""
+
+    heard: float
+    """What of it had gone out."""
+    dropped: float
+    """What waited, and will not go out."""
+
+
+class Conversation(Protocol):
+    """The session as its backend sees it. To be used on the event loop of the session only."""
+
+    @property
+    def rate(self) -> int:
+        """Hz of the audio, both ways; of the timestamps of Opus packets."""
+
+    @property
+    def configuration(self) -> Mapping[str, object]:
+        """The `session` that the client posted with its offer; empty if it posted none."""
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of audio that wait to go out."""
+
+    on_drained: Callable[[], None] | None
+    """Set by the backend: called when the last of the audio that waited has gone out."""
+
+    def say(self, pcm: bytes) -> None:
+        """Queue audio for the client, any amount of it; BacklogFull if there is no room.
+
+        It goes out in real time, 20 ms by 20 ms.
+        """
+
+    def say_packet(self, packet: bytes) -> None:
+        """The same for one Opus packet, where the format is OPUS."""
+
+    def flush(self) -> Flushed:
+        """Throw away what waits to go out: not one more frame of it is sent."""
+
+    async def wait_backlog(self, below: float) -> None:
+        """Return when less than *below* seconds wait to go out."""
+
+    def send(self, message: str | bytes, label: str = "oai-events") -> bool:
+        """Send on the data channel with that *label*.
+
+        False, and it is lost, if no such channel is open or the client does not read what is sent.
+        """
+
+    def end(self, reason: str) -> None:
+        """End the session; *reason* goes into its timeline."""
+
+
+class Backend(Protocol):
+    """One session's partner, made when the session is. Any exception out of it ends the session.
+
+    All is called on the event loop of the session, and all but `close` must return within a
+    millisecond or so, because every other session waits meanwhile.
+    """
+
+    @property
+    def audio(self) -> AudioFormat:
+        """The format of `hear` and `say`; asked once, before `start`."""
+
+    def start(self, conversation: Conversation) -> None:
+        """Called once, when the client is connected, and before the first `hear`."""
+
+    def hear(self, pcm: bytes, at: int, concealed: bool) -> None:
+        """Take audio of the client, 2.5 to 120 ms of it.
+
+        *at*: the index of its first sample in the client's stream, by the client's clock.
+        *concealed*: whether the decoder had to make it up. Of Opus, *pcm* is the packet, or empty
+        for one that was lost.
+        """
+
+    def channel_opened(self, label: str) -> None:
+        """Know that the client has opened a data channel."""
+
+    def receive(self, label: str, message: str | bytes) -> None:
+        """Take a message of the client on the data channel with that *label*."""
+
+    async def close(self) -> None:
+        """Stop all that was begun, also if `start` was never called. The session waits 3 s."""
+
+
+Options = Mapping[str, str]
+"""What the operator tells a backend: `--backend-option NAME=VALUE`."""
+
+BACKENDS: dict[str, Callable[[Options], Callable[[], Backend]]] = {}
+"""Those that are built in, by the name they have on the command line.
+
+Each takes options, or raises ShuntError, and returns what makes a backend for a session.
+"""
+
+
+def make(name: str, options: Options | None = None) -> Callable[[], Backend]:
+    """What makes a backend for each session; ShuntError if there is none or it refuses *options*.
+
+    Called once a process, so that options that make no sense are known at its start.
+    """
+    if name not in BACKENDS:
+        raise ShuntError(f"there is no backend {name!r}", f"use one of: {', '.join(BACKENDS)}")
+    return BACKENDS[name](options or {})
