@@ -4,13 +4,11 @@ No I/O: bytes, source and `now` come in, the session they belong to comes out. R
 used again by other clients, so an address belongs to the session that authenticated there last.
 """
 
-from dataclasses import dataclass
-
 from transceiver import stun
 from transceiver.ice import Authenticated, Event, Forgotten, IceSession, Validated
 from transceiver.stun import Address, Class
 
-__all__ = ["DROP_REASONS", "IN_USE", "Delivery", "Demultiplexer"]
+__all__ = ["DROP_REASONS", "IN_USE", "Demultiplexer"]
 
 IN_USE = 5.0
 """A session that heard from its client within so many seconds keeps its addresses."""
@@ -26,18 +24,10 @@ DROP_REASONS = {
     "queue_full": "the session's receive queue was full: it does not keep up",
     "not_selected": "sent before a path was validated, or after consent was lost",
     "send_full": "the socket's send buffer was full",
-    "send_error": "the kernel refused a send, or reported an ICMP error for one",
+    "send_error": "the kernel refused a send",
+    "receive_error": "the kernel reported an error, such as an ICMP one, instead of a datagram",
 }
 """Why a datagram was not delivered or not sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One datagram's outcome: *data* is the session's media or DTLS, or None if it was STUN."""
-
-    session: IceSession
-    data: bytes | None
-    events: list[Event]
 
 
 class Demultiplexer:
@@ -63,8 +53,12 @@ class Demultiplexer:
         for address in [a for a, holder in self._bound.items() if holder is session]:
             del self._bound[address]
 
-    def receive(self, data: bytes, source: Address, now: float) -> Delivery | None:
-        """Find the session of a datagram; None if it was dropped, which `dropped` then counts."""
+    def receive(self, data: bytes, source: Address, now: float) -> IceSession | None:
+        """The session of a datagram; None if it was dropped, which `dropped` then counts.
+
+        It is the session's media or DTLS if its first byte is above 3. Else it was STUN, and the
+        session has taken it: see what it wants to send and to tell.
+        """
         first = data[0] if data else 255
         if first <= 3:
             return self._receive_stun(data, source, now)
@@ -74,9 +68,9 @@ class Demultiplexer:
         if session is None:
             return self._drop("unbound_source")
         session.heard(source, now)
-        return Delivery(session, data, [])
+        return session
 
-    def _receive_stun(self, data: bytes, source: Address, now: float) -> Delivery | None:
+    def _receive_stun(self, data: bytes, source: Address, now: float) -> IceSession | None:
         try:
             message = stun.parse(data)
         except stun.StunError:
@@ -97,12 +91,12 @@ class Demultiplexer:
             if session is None:
                 return self._drop("unknown_transaction")
 
+        told = len(session.events)
         if not session.receive(message, source, now):
             self.dropped["refused_stun"] += 1
-        events = session.take_events()
-        for event in events:
+        for event in session.events[told:]:
             self._bind(session, event, now)
-        return Delivery(session, None, events)
+        return session
 
     def _bind(self, session: IceSession, event: Event, now: float) -> None:
         """Security-critical: a source address can be forged by somebody with a session of his own.
@@ -119,7 +113,7 @@ class Demultiplexer:
         elif isinstance(event, Forgotten) and self._bound.get(event.address) is session:
             del self._bound[event.address]
 
-    def _drop(self, reason: str) -> Delivery | None:
+    def _drop(self, reason: str) -> IceSession | None:
         """Count, and deliver nothing."""
         self.dropped[reason] += 1
         return None

@@ -174,7 +174,8 @@ class IceSession:
         self._consent_due_at = 0.0
         self._closed = False
         self._datagrams: list[tuple[bytes, Address]] = []
-        self._events: list[Event] = []
+        self.events: list[Event] = []
+        """What has happened and was not taken yet, oldest first."""
 
     @property
     def selected(self) -> Address | None:
@@ -224,7 +225,7 @@ class IceSession:
         assert self._selected.validated_at is not None
         if now >= self._selected.validated_at + self._timing.consent_timeout:
             self.close()
-            self._events.append(ConsentLost())
+            self.events.append(ConsentLost())
         elif now >= self._consent_due_at:
             self._start_check(self._selected, now, is_consent=True)
             self._schedule_consent(now)
@@ -247,7 +248,7 @@ class IceSession:
 
     def take_events(self) -> list[Event]:
         """What has happened, oldest first."""
-        taken, self._events = self._events, []
+        taken, self.events = self.events, []
         return taken
 
     def close(self) -> None:
@@ -271,7 +272,7 @@ class IceSession:
         self._datagrams.append((answer, source))
         path = self._path(source, now)
         path.heard_at = path.asked_at = now
-        self._events.append(Authenticated(source))
+        self.events.append(Authenticated(source))
         if message.use_candidate:
             path.nominated_at = now
             self._nominate()
@@ -312,7 +313,7 @@ class IceSession:
         )
         del self._paths[path.address]
         self._drop_checks([key for key, check in self._checks.items() if check.path is path])
-        self._events.append(Forgotten(path.address))
+        self.events.append(Forgotten(path.address))
 
     # Our own checks
 
@@ -371,7 +372,7 @@ class IceSession:
             self.rtt = now - check.sent_at
         path = check.path
         path.heard_at = path.validated_at = now
-        self._events.append(Validated(path.address))
+        self.events.append(Validated(path.address))
         self._nominate()
         self._follow(now)
         return True
@@ -429,7 +430,7 @@ class IceSession:
             assert path.validated_at is not None
             self._selected = path
             self._schedule_consent(path.validated_at)
-            self._events.append(Selected(path.address))
+            self.events.append(Selected(path.address))
 
     def _schedule_consent(self, now: float) -> None:
         self._consent_due_at = now + self._timing.consent_interval * self._jitter()

@@ -1,13 +1,17 @@
-"""The one UDP socket of a transceiver: what the kernel, asyncio and aiortc's tasks need of it.
+"""The one UDP socket of a transceiver: what the kernel and the event loop need of it.
 
 Which session a datagram belongs to is `transceiver.demultiplexer`'s to say, what it means
-`transceiver.ice`'s.
+`transceiver.ice`'s. From the socket to `Channel.on_datagram` is one chain of calls.
+
+asyncio's own datagram transport is not used: it takes one datagram for each turn of the loop, and
+allocates 256 KiB for each (docs/performance.md has what that costs).
 """
 
 import asyncio
 import logging
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Self
 
 from transceiver.demultiplexer import Demultiplexer
@@ -17,7 +21,12 @@ from transceiver.stun import Address, text
 __all__ = ["Channel", "SharedSocket"]
 
 RECEIVE_BUFFER = 4 << 20
-SEND_BUFFER_LIMIT = 1 << 20
+SEND_BUFFER = 1 << 20
+MAX_BATCH = 64
+"""Datagrams read before the loop may turn to something else."""
+MAX_DATAGRAM = 2048
+"""Bytes read of one. WebRTC's are below 1280 bytes; what is longer is cut off, and then is not
+authentic, whatever it is."""
 QUEUE_LIMIT = 256
 """Datagrams that wait for a session: more than a second of media, or one burst of SCTP."""
 
@@ -29,30 +38,40 @@ PMTUDISC_PROBE = 3  # never fragment, and do not ask what the kernel has learned
 log = logging.getLogger(__name__)
 
 
-class SharedSocket(asyncio.DatagramProtocol):
+class SharedSocket:
     """Carries the datagrams of all sessions. Made by `open`, ended by `close`."""
 
-    def __init__(self, timing: IceTiming) -> None:
+    def __init__(self, bound: socket.socket, timing: IceTiming) -> None:
+        """*bound*: a UDP socket, which is then ours to close."""
         self.demultiplexer = Demultiplexer()
         self._timing = timing
         self._channels: dict[IceSession, Channel] = {}
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.DatagramTransport | None = None
+        self._socket = bound
+        self._batch = 1
+        bound.setblocking(False)
+        _set_options(bound)
+        self._loop.add_reader(bound.fileno(), self._read)
 
     @classmethod
     async def open(cls, address: Address, timing: IceTiming | None = None) -> Self:
         """Bind *address*; raises OSError if that cannot be."""
         loop = asyncio.get_running_loop()
-        _, self = await loop.create_datagram_endpoint(
-            lambda: cls(timing or IceTiming()), local_addr=address
+        ((family, kind, protocol, _, resolved), *_) = await loop.getaddrinfo(
+            *address, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
         )
-        return self
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.bind(resolved)
+        except OSError:
+            bound.close()
+            raise
+        return cls(bound, timing or IceTiming())
 
     @property
     def address(self) -> Address:
         """The address bound, with the port the kernel chose if it was asked to."""
-        assert self._transport is not None
-        host, port = self._transport.get_extra_info("sockname")[:2]
+        host, port = self._socket.getsockname()[:2]
         return host, port
 
     @property
@@ -68,11 +87,12 @@ class SharedSocket(asyncio.DatagramProtocol):
         return Channel(self, ice)
 
     def close(self) -> None:
-        """End all channels and the socket."""
+        """End all channels and the socket. May be called again."""
         for channel in list(self._channels.values()):
             channel.close()
-        if self._transport is not None:
-            self._transport.close()
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
 
     def add(self, channel: "Channel") -> None:
         """Let *channel* have its datagrams; ValueError if its ufrag is in use."""
@@ -86,50 +106,55 @@ class SharedSocket(asyncio.DatagramProtocol):
 
     def send(self, data: bytes, destination: Address) -> None:
         """Send now, or drop and count: what cannot go out in time had better not go at all."""
-        assert self._transport is not None
-        buffered: int = self._transport.get_write_buffer_size()  # type: ignore[attr-defined]
-        if buffered > SEND_BUFFER_LIMIT:
+        try:
+            self._socket.sendto(data, destination)
+        except BlockingIOError:
             self.dropped["send_full"] += 1
-        else:
-            self._transport.sendto(data, destination)
+        except OSError:
+            self.dropped["send_error"] += 1
 
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
-        self._transport = transport
-        raw: socket.socket = transport.get_extra_info("socket")
-        # The kernel keeps one path MTU for an inside address, that is, for all clients behind it,
-        # and would cut to it what is longer; the relay takes no fragments.
-        is_ipv6 = raw.family == socket.AF_INET6
-        level, option = IPV6_MTU_DISCOVER if is_ipv6 else IP_MTU_DISCOVER
-        raw.setsockopt(level, option, PMTUDISC_PROBE)
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        granted = raw.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel doubles it
-        if granted < RECEIVE_BUFFER:
-            log.warning(
-                "UDP receive buffer: %d KiB, not %d: raise net.core.rmem_max to lose less",
-                granted >> 10,
-                RECEIVE_BUFFER >> 10,
-            )
+    def _read(self) -> None:
+        """Take what has come, as long as the last turn suggests that there is more.
 
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        source = addr[0], addr[1]
-        delivery = self.demultiplexer.receive(data, source, self._loop.time())
-        if delivery is None:
+        Asking an empty socket costs a third of a turn of the loop, so one that brings single
+        datagrams is asked in vain only every other time, and a busy one once in a batch.
+        """
+        for count in range(self._batch):
+            try:
+                data, source = self._socket.recvfrom(MAX_DATAGRAM)
+            except BlockingIOError:
+                self._batch = max(1, count)
+                return
+            except OSError:
+                self.dropped["receive_error"] += 1
+                continue
+            self._receive(data, source if len(source) == 2 else source[:2])
+            if self._socket.fileno() < 0:
+                return  # closed by who got it
+        self._batch = min(2 * self._batch, MAX_BATCH)
+
+    def _receive(self, data: bytes, source: Address) -> None:
+        now = self._loop.time()
+        session = self.demultiplexer.receive(data, source, now)
+        if session is None:
             return
-        channel = self._channels[delivery.session]
-        if delivery.data is not None:
-            channel.deliver(delivery.data)
+        channel = self._channels[session]
+        if data[0] > 3:
+            channel.deliver(data, now)
         else:
-            channel.advance(delivery.events)
-
-    def error_received(self, exc: Exception) -> None:
-        self.dropped["send_error"] += 1
+            channel.advance()
 
 
 class Channel:
-    """One session's share of the socket: a bounded queue in, the selected path out."""
+    """One session's share of the socket: the selected path out, and a callback or queue in."""
 
     def __init__(self, shared: SharedSocket, ice: IceSession) -> None:
         self.ice = ice
+        self.on_datagram: Callable[[bytes, float], None] | None = None
+        """Gets each datagram that is not STUN, and the loop's time, as it comes; must not block.
+        While it is None they wait for `receive`."""
+        self.on_event: Callable[[Event], None] | None = None
+        """Gets what ICE has to tell, as it happens. After `ConsentLost` the channel is closed."""
         self.consent_lost = False
         self._shared = shared
         self._loop = asyncio.get_running_loop()
@@ -138,6 +163,15 @@ class Channel:
         self._selected = asyncio.Event()
         self._closed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def selected(self) -> Address | None:
+        """Where media goes, or None before the first path was validated and after the end."""
+        return self.ice.selected
+
+    def set_remote(self, remote: Credentials) -> None:
+        """Take the client's credentials; until then its checks are ignored."""
+        self.ice.set_remote(remote)
 
     def open(self) -> None:
         """Start taking part; ConnectionError after `close` or if the ufrag is in use."""
@@ -168,10 +202,11 @@ class Channel:
     def send(self, data: bytes) -> None:
         """Send to the selected path; ConnectionError once closed, dropped while there is none."""
         self._check_open()
-        if self.ice.selected is None:
+        selected = self.ice.selected
+        if selected is None:
             self._shared.dropped["not_selected"] += 1
         else:
-            self._shared.send(data, self.ice.selected)
+            self._shared.send(data, selected)
 
     def close(self) -> None:
         """End: waiting callers get ConnectionError. May be called again."""
@@ -184,18 +219,23 @@ class Channel:
             self._timer.cancel()
         self._shared.remove(self)
 
-    def deliver(self, data: bytes) -> None:
-        """Queue a datagram for `receive`, or drop it if the queue is full."""
-        if len(self._queue) >= QUEUE_LIMIT:
+    def deliver(self, data: bytes, now: float) -> None:
+        """Hand a datagram on, or queue it for `receive`, or drop it if the queue is full."""
+        if self.on_datagram is not None:
+            self.on_datagram(data, now)
+        elif len(self._queue) >= QUEUE_LIMIT:
             self._shared.dropped["queue_full"] += 1
         else:
             self._queue.append(data)
             self._arrived.set()
 
-    def advance(self, events: list[Event]) -> None:
+    def advance(self) -> None:
         """Carry out what ICE wants after it took a message or the time."""
         for data, destination in self.ice.take_datagrams():
             self._shared.send(data, destination)
+        events = self.ice.take_events()
+        if not self._closed.is_set():
+            self._schedule()
         for event in events:
             if isinstance(event, Selected):
                 log.info("%s: media goes to %s", self.ice.local.ufrag, text(event.address))
@@ -203,8 +243,8 @@ class Channel:
             elif isinstance(event, ConsentLost):
                 self.consent_lost = True
                 self.close()
-                return
-        self._schedule()
+            if self.on_event is not None:
+                self.on_event(event)
 
     def _schedule(self) -> None:
         if self._timer is not None:
@@ -214,8 +254,25 @@ class Channel:
 
     def _poll(self) -> None:
         self.ice.poll(self._loop.time())
-        self.advance(self.ice.take_events())
+        self.advance()
 
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise ConnectionError("closed")
+
+
+def _set_options(bound: socket.socket) -> None:
+    # The kernel keeps one path MTU for an inside address, that is, for all clients behind it,
+    # and would cut to it what is longer; the relay takes no fragments.
+    is_ipv6 = bound.family == socket.AF_INET6
+    level, option = IPV6_MTU_DISCOVER if is_ipv6 else IP_MTU_DISCOVER
+    bound.setsockopt(level, option, PMTUDISC_PROBE)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    granted = bound.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel doubles it
+    if granted < RECEIVE_BUFFER:
+        log.warning(
+            "UDP receive buffer: %d KiB, not %d: raise net.core.rmem_max to lose less",
+            granted >> 10,
+            RECEIVE_BUFFER >> 10,
+        )

@@ -48,8 +48,7 @@ class Socket:
         )
 
     def receive(self, data: bytes, source: Address) -> IceSession | None:
-        delivery = self.demultiplexer.receive(data, source, self.now)
-        return delivery.session if delivery else None
+        return self.demultiplexer.receive(data, source, self.now)
 
     def owner(self, source: Address) -> IceSession | None:
         return self.receive(MEDIA, source)

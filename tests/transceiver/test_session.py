@@ -15,11 +15,9 @@ from loader.problems import Refused
 from tests.transceiver.agent import FakeAgent
 from tests.transceiver.caller import RATE, Caller, Samples, eventually
 from tests.transceiver.conftest import KEY
-from transceiver.ice import Credentials
 from transceiver.offer import Offer, parse
 from transceiver.server import Transceiver
 from transceiver.session import State
-from transceiver.shared_socket import QUEUE_LIMIT, SharedSocket
 from transceiver.stun import Address
 
 WINDOW = RATE // 50
@@ -94,20 +92,6 @@ async def test_no_packet_of_a_long_message_is_longer_than_every_path_takes(
         caller.channel.send(bytes(20_000))
         await eventually(lambda: bool(caller.messages))
     assert 1200 < max(sizes) + 48 <= 1280
-
-
-@pytest.mark.parametrize(("host", "level", "option"), [("127.0.0.1", 0, 10), ("::1", 41, 23)])
-async def test_a_path_mtu_that_one_client_reports_cuts_nobodys_packets(
-    host: str, level: int, option: int
-) -> None:
-    """The option is IP_MTU_DISCOVER, or IPv6's, and 3 is PMTUDISC_PROBE: ip(7), ipv6(7)."""
-    shared = await SharedSocket.open((host, 0))
-    try:
-        assert shared.address[0] == host
-        assert shared._transport is not None
-        assert shared._transport.get_extra_info("socket").getsockopt(level, option) == 3
-    finally:
-        shared.close()
 
 
 @pytest.mark.parametrize("label", ["oai-events", "chat"])
@@ -332,16 +316,6 @@ async def test_a_client_with_another_certificate_than_it_said_is_cut_off(
     monkeypatch.setattr("transceiver.session.parse_offer", lie)
     async with Caller(transceiver.http_url, KEY):
         await eventually(lambda: len(agent.added) == 1 and not agent.routes, within=3)
-
-
-async def test_a_session_that_does_not_keep_up_loses_packets_not_memory(
-    transceiver: Transceiver,
-) -> None:
-    channel = transceiver.shared.channel(Credentials.fresh())
-    for _ in range(QUEUE_LIMIT + 10):
-        channel.deliver(b"\x80")
-    assert len(channel._queue) == QUEUE_LIMIT
-    assert transceiver.shared.dropped["queue_full"] == 10
 
 
 async def test_stopping_says_goodbye_to_clients_and_leaves_the_agent(
