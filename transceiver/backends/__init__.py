@@ -19,6 +19,7 @@ __all__ = [
     "Backend",
     "BacklogFull",
     "Conversation",
+    "Factory",
     "Flushed",
     "Options",
     "make",
@@ -134,14 +135,26 @@ class Backend(Protocol):
 Options = Mapping[str, str]
 """What the operator tells a backend: `--backend-option NAME=VALUE`."""
 
-BACKENDS: dict[str, Callable[[Options], Callable[[], Backend]]] = {}
+Factory = Callable[[], Backend]
+"""Makes a backend for one session."""
+
+
+def _echo(options: Options) -> Factory:
+    from transceiver.backends.echo import Echo
+
+    for name in options:
+        raise ShuntError(f"backend echo has no option {name!r}", "it has none")
+    return Echo
+
+
+BACKENDS: dict[str, Callable[[Options], Factory]] = {"echo": _echo}
 """Those that are built in, by the name they have on the command line.
 
-Each takes options, or raises ShuntError, and returns what makes a backend for a session.
+Each takes options or raises ShuntError; what a backend is made of is imported when it is asked for.
 """
 
 
-def make(name: str, options: Options | None = None) -> Callable[[], Backend]:
+def make(name: str, options: Options | None = None) -> Factory:
     """What makes a backend for each session; ShuntError if there is none or it refuses *options*.
 
     Called once a process, so that options that make no sense are known at its start.
