@@ -147,7 +147,13 @@ def _echo(options: Options) -> Factory:
     return Echo
 
 
-BACKENDS: dict[str, Callable[[Options], Factory]] = {"echo": _echo}
+def _parrot(options: Options) -> Factory:
+    from transceiver.backends.parrot import Parrot
+
+    return Parrot.of(options)
+
+
+BACKENDS: dict[str, Callable[[Options], Factory]] = {"echo": _echo, "parrot": _parrot}
 """Those that are built in, by the name they have on the command line.
 
 Each takes options or raises ShuntError; what a backend is made of is imported when it is asked for.
