@@ -5,13 +5,21 @@ used again by other clients, so an address belongs to the session that authentic
 """
 
 from transceiver import stun
-from transceiver.ice import Authenticated, Event, Forgotten, IceSession, Validated
+from transceiver.ice import (
+    Authenticated,
+    Credentials,
+    Event,
+    Forgotten,
+    IceSession,
+    Restarted,
+    Validated,
+)
 from transceiver.stun import Address, Class
 
 __all__ = ["DROP_REASONS", "IN_USE", "Demultiplexer"]
 
 IN_USE = 5.0
-"""A session that heard from its client within so many seconds keeps its addresses."""
+"""An address that its session heard from within so many seconds stays with it."""
 
 DROP_REASONS = {
     "not_webrtc": "first byte is neither STUN's, DTLS's nor RTP's (RFC 7983)",
@@ -39,19 +47,41 @@ class Demultiplexer:
         self.dropped = dict.fromkeys(DROP_REASONS, 0)
         self._sessions: dict[str, IceSession] = {}
         self._bound: dict[Address, IceSession] = {}
+        self._held: dict[IceSession, set[Address]] = {}
 
     def add(self, session: IceSession) -> None:
         """Let *session* have the packets for its ufrag; ValueError if one with that is here."""
         if self._sessions.setdefault(session.local.ufrag, session) is not session:
             raise ValueError(f"ufrag {session.local.ufrag} is taken")
+        self._held.setdefault(session, set())
 
     def remove(self, session: IceSession) -> None:
         """Forget *session*, its addresses and its checks; harmless if it is not here."""
         session.close()
-        if self._sessions.get(session.local.ufrag) is session:
-            del self._sessions[session.local.ufrag]
-        for address in [a for a, holder in self._bound.items() if holder is session]:
+        for ufrag in session.ufrags:
+            if self._sessions.get(ufrag) is session:
+                del self._sessions[ufrag]
+        for address in self._held.pop(session, ()):
             del self._bound[address]
+
+    def restart(
+        self, session: IceSession, local: Credentials, remote: Credentials, now: float
+    ) -> None:
+        """Begin an ICE restart of *session*; ValueError as with `add`, or if it was not added."""
+        if session not in self._held:
+            raise ValueError(f"session {session.local.ufrag} does not take part")
+        if local.ufrag in self._sessions:
+            raise ValueError(f"ufrag {local.ufrag} is taken")
+        self._sessions[local.ufrag] = session
+        told = len(session.events)
+        session.restart(local, remote, now)
+        self._note(session, told, now)
+
+    def poll(self, session: IceSession, now: float) -> None:
+        """Let *session* do what is due (`IceSession.poll`)."""
+        told = len(session.events)
+        session.poll(now)
+        self._note(session, told, now)
 
     def receive(self, data: bytes, source: Address, now: float) -> IceSession | None:
         """The session of a datagram; None if it was dropped, which `dropped` then counts.
@@ -71,32 +101,40 @@ class Demultiplexer:
         return session
 
     def _receive_stun(self, data: bytes, source: Address, now: float) -> IceSession | None:
+        """Whose it is shows before anything dear is done with it: parsing in full, HMAC."""
         try:
+            cls, transaction = stun.header(data)
+            if cls is Class.REQUEST:
+                username = stun.username(data)
+                if username is None:
+                    return self._drop("no_ufrag")
+                session = self._sessions.get(username.partition(":")[0])
+                missing = "unknown_ufrag"
+            elif cls is Class.INDICATION:
+                session = self._bound.get(source)
+                missing = "unbound_source"
+            else:
+                session = self.transactions.get(transaction)
+                missing = "unknown_transaction"
+            if session is None:
+                return self._drop(missing)
             message = stun.parse(data)
         except stun.StunError:
             return self._drop("malformed_stun")
 
-        if message.cls is Class.REQUEST:
-            if message.username is None:
-                return self._drop("no_ufrag")
-            session = self._sessions.get(message.username.partition(":")[0])
-            if session is None:
-                return self._drop("unknown_ufrag")
-        elif message.cls is Class.INDICATION:
-            session = self._bound.get(source)
-            if session is None:
-                return self._drop("unbound_source")
-        else:
-            session = self.transactions.get(message.transaction)
-            if session is None:
-                return self._drop("unknown_transaction")
-
         told = len(session.events)
         if not session.receive(message, source, now):
             self.dropped["refused_stun"] += 1
-        for event in session.events[told:]:
-            self._bind(session, event, now)
+        self._note(session, told, now)
         return session
+
+    def _note(self, session: IceSession, told: int, now: float) -> None:
+        """Keep the tables in agreement with what *session* tells beyond the first *told* events."""
+        for event in session.events[told:]:
+            if isinstance(event, Restarted):
+                del self._sessions[event.old_ufrag]
+            else:
+                self._bind(session, event, now)
 
     def _bind(self, session: IceSession, event: Event, now: float) -> None:
         """Security-critical: a source address can be forged by somebody with a session of his own.
@@ -105,13 +143,22 @@ class Demultiplexer:
         never is. An address not in use moves at once, since its port may be another client's now.
         """
         if isinstance(event, Validated):
-            self._bound[event.address] = session
+            self._hold(event.address, session)
         elif isinstance(event, Authenticated):
             holder = self._bound.get(event.address)
-            if holder is None or holder is session or not _in_use(holder, now):
-                self._bound[event.address] = session
+            if holder is None or holder is session or not _in_use(holder, event.address, now):
+                self._hold(event.address, session)
         elif isinstance(event, Forgotten) and self._bound.get(event.address) is session:
             del self._bound[event.address]
+            self._held[session].discard(event.address)
+
+    def _hold(self, address: Address, session: IceSession) -> None:
+        holder = self._bound.get(address)
+        if holder is not session:
+            if holder is not None:
+                self._held[holder].discard(address)
+            self._bound[address] = session
+            self._held[session].add(address)
 
     def _drop(self, reason: str) -> IceSession | None:
         """Count, and deliver nothing."""
@@ -119,5 +166,6 @@ class Demultiplexer:
         return None
 
 
-def _in_use(session: IceSession, now: float) -> bool:
-    return session.heard_at is not None and now - session.heard_at < IN_USE
+def _in_use(holder: IceSession, address: Address, now: float) -> bool:
+    heard_at = holder.heard_from(address)
+    return heard_at is not None and now - heard_at < IN_USE

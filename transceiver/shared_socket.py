@@ -104,6 +104,14 @@ class SharedSocket:
         self.demultiplexer.remove(channel.ice)
         self._channels.pop(channel.ice, None)
 
+    def restart(self, channel: "Channel", local: Credentials, remote: Credentials) -> None:
+        """Let *channel* have the datagrams of a new generation too; ValueError as with `add`."""
+        self.demultiplexer.restart(channel.ice, local, remote, self._loop.time())
+
+    def poll(self, channel: "Channel") -> None:
+        """Let *channel*'s ICE do what is due."""
+        self.demultiplexer.poll(channel.ice, self._loop.time())
+
     def send(self, data: bytes, destination: Address) -> None:
         """Send now, or drop and count: what cannot go out in time had better not go at all."""
         try:
@@ -141,6 +149,8 @@ class SharedSocket:
         channel = self._channels[session]
         if data[0] > 3:
             channel.deliver(data, now)
+            if session.datagrams:  # media from another path may raise a question
+                channel.advance()
         else:
             channel.advance()
 
@@ -219,6 +229,19 @@ class Channel:
             self._timer.cancel()
         self._shared.remove(self)
 
+    def restart(self, local: Credentials, remote: Credentials) -> None:
+        """Begin an ICE restart (RFC 8445 section 9): both our ufrags lead here, and media goes on
+        as before, until the event `Restarted` tells which of them is no more.
+
+        ConnectionError if the channel is not open or the ufrag is in use.
+        """
+        self._check_open()
+        try:
+            self._shared.restart(self, local, remote)
+        except ValueError as error:
+            raise ConnectionError(str(error)) from error
+        self.advance()
+
     def deliver(self, data: bytes, now: float) -> None:
         """Hand a datagram on, or queue it for `receive`, or drop it if the queue is full."""
         if self.on_datagram is not None:
@@ -253,7 +276,7 @@ class Channel:
         self._timer = None if deadline is None else self._loop.call_at(deadline, self._poll)
 
     def _poll(self) -> None:
-        self.ice.poll(self._loop.time())
+        self._shared.poll(self)
         self.advance()
 
     def _check_open(self) -> None:

@@ -5,7 +5,7 @@ Says whether a message is well formed and authentic; what to do about it is `tra
 
 import hashlib
 import hmac
-import ipaddress
+import socket
 import struct
 import zlib
 from collections.abc import Iterable
@@ -20,8 +20,10 @@ __all__ = [
     "binding_error",
     "binding_request",
     "binding_success",
+    "header",
     "parse",
     "text",
+    "username",
 ]
 
 Address = tuple[str, int]
@@ -91,6 +93,8 @@ class Message:
     error: int | None = None
     mapped: Address | None = None
     unknown: tuple[int, ...] = ()
+    size: int = 0
+    """Bytes of the datagram."""
     covered: bytes = b""
     digest: bytes | None = None
 
@@ -101,11 +105,10 @@ class Message:
         return hmac.compare_digest(self.digest, _integrity(self.covered, password))
 
 
-def parse(data: bytes) -> Message:
-    """Read one datagram; raises `StunError`, and nothing else, on anything but a Binding message.
+def header(data: bytes) -> tuple[Class, bytes]:
+    """Class and transaction id of what may be a Binding message, for a few comparisons.
 
-    Of an attribute that is there twice the first counts (RFC 8489 section 14). FINGERPRINT may be
-    missing, but must be right and last if it is there.
+    Raises `StunError` if it is none for certain.
     """
     if len(data) < HEADER.size:
         raise StunError("shorter than a header")
@@ -116,7 +119,35 @@ def parse(data: bytes) -> Message:
         raise StunError(f"message type {kind:#06x} is not Binding")
     if length % 4 or HEADER.size + length != len(data):
         raise StunError("length field disagrees with the datagram")
+    return Class(kind & CLASS_BITS), transaction
 
+
+def username(data: bytes) -> str | None:
+    """The first USERNAME of a message whose `header` was read, before anything dear is done.
+
+    None if it is not there; raises `StunError` if it is not UTF-8, or an attribute runs past the
+    end.
+    """
+    at = HEADER.size
+    while at < len(data):
+        name, size = ATTRIBUTE.unpack_from(data, at)
+        if name == MESSAGE_INTEGRITY:
+            return None  # what follows anybody may have put there
+        if at + 4 + size > len(data):
+            raise StunError(f"attribute {name:#06x} runs past the end")
+        if name == USERNAME:
+            return _text(data[at + 4 : at + 4 + size])
+        at += 4 + (size + 3 & ~3)
+    return None
+
+
+def parse(data: bytes) -> Message:
+    """Read one datagram; raises `StunError`, and nothing else, on anything but a Binding message.
+
+    Of an attribute that is there twice the first counts (RFC 8489 section 14). FINGERPRINT may be
+    missing, but must be right and last if it is there.
+    """
+    cls, transaction = header(data)
     attributes: dict[int, bytes] = {}
     covered = b""
     digest = None
@@ -141,7 +172,7 @@ def parse(data: bytes) -> Message:
         at = end
 
     return Message(
-        cls=Class(kind & CLASS_BITS),
+        cls=cls,
         transaction=transaction,
         username=_text(attributes.get(USERNAME)),
         use_candidate=USE_CANDIDATE in attributes,
@@ -151,6 +182,7 @@ def parse(data: bytes) -> Message:
         unknown=tuple(
             name for name in attributes if name < COMPREHENSION_OPTIONAL and name not in UNDERSTOOD
         ),
+        size=len(data),
         covered=covered,
         digest=digest,
     )
@@ -264,10 +296,11 @@ def _mask(transaction: bytes) -> bytes:
 
 
 def _xor(address: Address, transaction: bytes) -> bytes:
-    host = ipaddress.ip_address(address[0])
-    packed = bytes(a ^ b for a, b in zip(host.packed, _mask(transaction), strict=False))
-    family = 1 if host.version == 4 else 2
-    return struct.pack("!HH", family, address[1] ^ MAGIC_COOKIE >> 16) + packed
+    host, _, _ = address[0].partition("%")  # a link-local address has its link behind it
+    is_ipv6 = ":" in host
+    plain = socket.inet_pton(socket.AF_INET6 if is_ipv6 else socket.AF_INET, host)
+    packed = bytes(a ^ b for a, b in zip(plain, _mask(transaction), strict=False))
+    return struct.pack("!HH", 2 if is_ipv6 else 1, address[1] ^ MAGIC_COOKIE >> 16) + packed
 
 
 def _unxor(value: bytes | None, transaction: bytes) -> Address | None:
@@ -277,4 +310,4 @@ def _unxor(value: bytes | None, transaction: bytes) -> Address | None:
         raise StunError("XOR-MAPPED-ADDRESS is malformed")
     packed = bytes(a ^ b for a, b in zip(value[4:], _mask(transaction), strict=False))
     port: int = struct.unpack_from("!H", value, 2)[0] ^ MAGIC_COOKIE >> 16
-    return str(ipaddress.ip_address(packed)), port
+    return socket.inet_ntop(socket.AF_INET if len(value) == 8 else socket.AF_INET6, packed), port

@@ -29,13 +29,14 @@ class Socket:
         self.demultiplexer.add(session)
         return session
 
-    def ask(self, session: IceSession, source: Address) -> bytes | None:
+    def ask(self, session: IceSession, source: Address, *, nominate: bool = False) -> bytes | None:
         """An authentic check; returns the transaction of the check that it triggers."""
         data = stun.binding_request(
             bytes(12),
             username=f"{session.local.ufrag}:client",
             password=session.local.password,
             priority=1,
+            use_candidate=nominate,
         )
         self.receive(data, source)
         sent = [stun.parse(data) for data, _ in session.take_datagrams()]
@@ -172,3 +173,58 @@ def test_a_flood_of_garbage_leaves_no_state(socket: Socket) -> None:
     assert sum(socket.demultiplexer.dropped.values()) == 5000
     assert not socket.demultiplexer._bound
     assert session.take_datagrams() == []
+
+
+def test_a_session_that_restarts_is_found_by_both_ufrags_until_the_old_one_is_over(
+    socket: Socket,
+) -> None:
+    session = socket.session("old1")
+    theirs = Credentials("client", "t" * 22)
+    socket.answer(socket.ask(session, HERE, nominate=True), HERE)
+    socket.demultiplexer.restart(session, Credentials("new1", "n" * 22), theirs, socket.now)
+    assert set(socket.demultiplexer._sessions) == {"old1", "new1"}
+    socket.answer(socket.ask(session, HERE, nominate=True), HERE)
+    assert set(socket.demultiplexer._sessions) == {"new1"}
+
+
+def test_a_restart_to_a_ufrag_in_use_is_refused_and_changes_nothing(socket: Socket) -> None:
+    session, other = socket.session("one1"), socket.session("two2")
+    theirs = Credentials("client", "t" * 22)
+    with pytest.raises(ValueError, match="taken"):
+        socket.demultiplexer.restart(session, other.local, theirs, socket.now)
+    assert session.ufrags == ["one1"]
+    socket.ask(other, THERE)
+    assert socket.owner(THERE) is other
+
+
+def test_removing_a_session_amid_a_restart_leaves_nothing_of_it(socket: Socket) -> None:
+    session = socket.session("one1")
+    for number in range(5):
+        local = Credentials(f"new{number}", "n" * 22)
+        socket.demultiplexer.restart(session, local, Credentials("c", "t" * 22), socket.now)
+    assert set(socket.demultiplexer._sessions) == {"one1", "new4"}
+    socket.demultiplexer.remove(session)
+    assert not socket.demultiplexer._sessions
+    assert not socket.demultiplexer._held
+
+
+def test_a_session_whose_consent_ended_leaves_no_address(socket: Socket) -> None:
+    session = socket.session("one1")
+    socket.answer(socket.ask(session, HERE, nominate=True), HERE)
+    socket.now += 31
+    socket.demultiplexer.poll(session, socket.now)
+    socket.demultiplexer.remove(session)
+    assert not socket.demultiplexer._bound
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (stun.binding_request(bytes(12), username="no:x", password="p", priority=1), "ufrag"),
+        (stun.binding_error(bytes(12), 400), "transaction"),
+    ],
+)
+def test_whose_it_is_comes_before_what_is_dear(socket: Socket, data: bytes, reason: str) -> None:
+    """A wrong FINGERPRINT goes unnoticed where no session is to be found anyway."""
+    socket.receive(data[:-1] + bytes([data[-1] ^ 1]), HERE)
+    assert socket.demultiplexer.dropped[f"unknown_{reason}"] == 1

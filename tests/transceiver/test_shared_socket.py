@@ -9,7 +9,16 @@ import pytest
 
 from tests.transceiver.caller import eventually
 from transceiver import stun
-from transceiver.ice import Authenticated, Credentials, Event, IceTiming, Selected, Validated
+from transceiver.ice import (
+    Authenticated,
+    ConsentLost,
+    Credentials,
+    Event,
+    IceTiming,
+    Restarted,
+    Selected,
+    Validated,
+)
 from transceiver.shared_socket import MAX_BATCH, QUEUE_LIMIT, Channel, SharedSocket
 from transceiver.stun import Class, Message
 
@@ -188,6 +197,47 @@ async def test_a_callback_may_close_the_socket(
     await channel.wait_closed()
     with pytest.raises(ConnectionError):
         channel.send(MEDIA)
+
+
+async def test_a_restart_goes_by_both_ufrags_until_it_is_done(
+    shared: SharedSocket, channel: Channel, client: Client
+) -> None:
+    events: list[Event] = []
+    await client.connect(channel)
+    old = channel.ice.local
+    channel.restart(Credentials.fresh(), THEIRS)
+    channel.on_event = events.append
+    assert set(shared.demultiplexer._sessions) == {old.ufrag, channel.ice.local.ufrag}
+    await client.connect(channel)
+    await eventually(lambda: Restarted(old.ufrag) in events)
+    assert set(shared.demultiplexer._sessions) == {channel.ice.local.ufrag}
+    channel.send(MEDIA)
+    assert await client.receive() == MEDIA
+
+
+async def test_a_restart_of_a_closed_channel_is_refused(channel: Channel) -> None:
+    channel.close()
+    with pytest.raises(ConnectionError):
+        channel.restart(Credentials.fresh(), THEIRS)
+
+
+async def test_consent_that_ends_closes_the_channel_and_is_told(client: Client) -> None:
+    shared = await SharedSocket.open(
+        ("127.0.0.1", 0), IceTiming(consent_interval=0.05, consent_timeout=0.2)
+    )
+    channel = shared.channel(Credentials.fresh())
+    channel.set_remote(THEIRS)
+    channel.open()
+    client.server = shared.address
+    await client.connect(channel)
+    events: list[Event] = []
+    channel.on_event = events.append
+    async with asyncio.timeout(TIMEOUT):
+        await channel.wait_closed()
+    assert events == [ConsentLost()]
+    assert channel.consent_lost
+    assert not shared.demultiplexer._bound
+    shared.close()
 
 
 @pytest.mark.parametrize(
