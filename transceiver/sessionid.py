@@ -1,6 +1,6 @@
 """Session ids: unguessable, and with the name of the transceiver that owns the session.
 
-    rtc_<22 characters of 128 random bits>.<transceiver id>
+rtc_<22 characters of 128 random bits>.<transceiver id>
 """
 
 import re

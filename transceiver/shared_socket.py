@@ -5,6 +5,10 @@ Which session a datagram belongs to is `transceiver.demultiplexer`'s to say, wha
 
 asyncio's own datagram transport is not used: it takes one datagram for each turn of the loop, and
 allocates 256 KiB for each (docs/performance.md has what that costs).
+
+Bound to `::`, the socket takes IPv4 too. The kernel then shows an IPv4 client as ::ffff:a.b.c.d;
+it is one client whichever way it is shown, and its XOR-MAPPED-ADDRESS must be of the family that
+it sees itself (RFC 8445 section 5.1.1.2 compares them). So that form ends here, at the socket.
 """
 
 import asyncio
@@ -33,6 +37,7 @@ QUEUE_LIMIT = 256
 # Of linux/in.h and linux/in6.h; Python's socket module has none of them.
 IP_MTU_DISCOVER = (socket.IPPROTO_IP, 10)
 IPV6_MTU_DISCOVER = (socket.IPPROTO_IPV6, 23)
+MAPPED = "::ffff:"
 PMTUDISC_PROBE = 3  # never fragment, and do not ask what the kernel has learned
 
 log = logging.getLogger(__name__)
@@ -49,6 +54,7 @@ class SharedSocket:
         self._loop = asyncio.get_running_loop()
         self._socket = bound
         self._batch = 1
+        self._is_ipv6 = bound.family == socket.AF_INET6
         bound.setblocking(False)
         _set_options(bound)
         self._loop.add_reader(bound.fileno(), self._read)
@@ -62,6 +68,8 @@ class SharedSocket:
         )
         bound = socket.socket(family, kind, protocol)
         try:
+            if family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             bound.bind(resolved)
         except OSError:
             bound.close()
@@ -114,6 +122,8 @@ class SharedSocket:
 
     def send(self, data: bytes, destination: Address) -> None:
         """Send now, or drop and count: what cannot go out in time had better not go at all."""
+        if self._is_ipv6 and ":" not in destination[0]:
+            destination = MAPPED + destination[0], destination[1]
         try:
             self._socket.sendto(data, destination)
         except BlockingIOError:
@@ -136,7 +146,7 @@ class SharedSocket:
             except OSError:
                 self.dropped["receive_error"] += 1
                 continue
-            self._receive(data, source if len(source) == 2 else source[:2])
+            self._receive(data, _plain(*source[:2]) if self._is_ipv6 else source)
             if self._socket.fileno() < 0:
                 return  # closed by who got it
         self._batch = min(2 * self._batch, MAX_BATCH)
@@ -284,12 +294,18 @@ class Channel:
             raise ConnectionError("closed")
 
 
+def _plain(host: str, port: int) -> Address:
+    """An IPv4 address as such, though an IPv6 socket showed it."""
+    plain = host.removeprefix(MAPPED)
+    return (plain if "." in plain and ":" not in plain else host), port
+
+
 def _set_options(bound: socket.socket) -> None:
     # The kernel keeps one path MTU for an inside address, that is, for all clients behind it,
     # and would cut to it what is longer; the relay takes no fragments.
-    is_ipv6 = bound.family == socket.AF_INET6
-    level, option = IPV6_MTU_DISCOVER if is_ipv6 else IP_MTU_DISCOVER
-    bound.setsockopt(level, option, PMTUDISC_PROBE)
+    bound.setsockopt(*IP_MTU_DISCOVER, PMTUDISC_PROBE)
+    if bound.family == socket.AF_INET6:
+        bound.setsockopt(*IPV6_MTU_DISCOVER, PMTUDISC_PROBE)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     granted = bound.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel doubles it

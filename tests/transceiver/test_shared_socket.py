@@ -19,8 +19,8 @@ from transceiver.ice import (
     Selected,
     Validated,
 )
-from transceiver.shared_socket import MAX_BATCH, QUEUE_LIMIT, Channel, SharedSocket
-from transceiver.stun import Class, Message
+from transceiver.shared_socket import MAX_BATCH, QUEUE_LIMIT, Channel, SharedSocket, _plain
+from transceiver.stun import Address, Class, Message
 
 THEIRS = Credentials("client", "t" * 22)
 MEDIA = b"\x80" + bytes(20)
@@ -47,8 +47,8 @@ class FaultySocket(socket.socket):
 class Client:
     """A controlling client on a blocking socket of its own."""
 
-    def __init__(self, shared: SharedSocket) -> None:
-        self.server = shared.address
+    def __init__(self, server: Address) -> None:
+        self.server = server
         family = socket.AF_INET6 if ":" in self.server[0] else socket.AF_INET
         self.socket = socket.socket(family, socket.SOCK_DGRAM)
         self.socket.bind((self.server[0], 0))
@@ -86,6 +86,8 @@ class Client:
                         message.transaction, mapped=self.server, password=THEIRS.password
                     )
                 )
+            else:
+                assert message.mapped == self.address
         async with asyncio.timeout(TIMEOUT):
             await channel.wait_selected()
 
@@ -109,7 +111,7 @@ async def channel(shared: SharedSocket) -> Channel:
 
 @pytest.fixture
 def client(shared: SharedSocket) -> Iterator[Client]:
-    client = Client(shared)
+    client = Client(shared.address)
     yield client
     client.socket.close()
 
@@ -273,14 +275,42 @@ async def test_an_address_that_cannot_be_bound_is_told(shared: SharedSocket) -> 
         await SharedSocket.open(shared.address)
 
 
-@pytest.mark.parametrize(("host", "level", "option"), [("127.0.0.1", 0, 10), ("::1", 41, 23)])
+OPTIONS = {"IP_MTU_DISCOVER": (0, 10), "IPV6_MTU_DISCOVER": (41, 23)}
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [("127.0.0.1", ["IP_MTU_DISCOVER"]), ("::1", list(OPTIONS)), ("::", list(OPTIONS))],
+)
 async def test_a_path_mtu_that_one_client_reports_cuts_nobodys_packets(
-    host: str, level: int, option: int
+    host: str, names: list[str]
 ) -> None:
-    """The option is IP_MTU_DISCOVER, or IPv6's, and 3 is PMTUDISC_PROBE: ip(7), ipv6(7)."""
+    """3 is PMTUDISC_PROBE: ip(7), ipv6(7)."""
     shared = await SharedSocket.open((host, 0))
-    try:
-        assert shared.address[0] == host
-        assert shared._socket.getsockopt(level, option) == 3
-    finally:
-        shared.close()
+    assert shared.address[0] == host
+    assert [shared._socket.getsockopt(*OPTIONS[name]) for name in names] == [3] * len(names)
+    shared.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_a_socket_bound_to_any_address_of_either_family_takes_both(host: str) -> None:
+    shared = await SharedSocket.open(("::", 0))
+    channel = shared.channel(Credentials.fresh())
+    channel.set_remote(THEIRS)
+    channel.open()
+    client = Client((host, shared.address[1]))
+    await client.connect(channel)
+    assert channel.selected == client.address
+    channel.send(MEDIA)
+    assert await client.receive() == MEDIA
+    client.send(MEDIA)
+    async with asyncio.timeout(TIMEOUT):
+        assert await channel.receive() == MEDIA
+    client.socket.close()
+    shared.close()
+
+
+def test_only_mapped_addresses_are_taken_for_ipv4() -> None:
+    assert _plain("::ffff:198.18.0.10", 5) == ("198.18.0.10", 5)
+    for host in ("::ffff:0:198.18.0.10", "::198.18.0.10", "::ffff:c000", "2001:db8::1", "::1"):
+        assert _plain(host, 5) == (host, 5)
