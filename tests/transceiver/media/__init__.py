@@ -1,0 +1,1 @@
+"""Audio, tested with scripted packets and a clock of its own."""

@@ -1,0 +1,192 @@
+"""Ticks, on a loop whose time is told to it."""
+
+import heapq
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from transceiver.media.metronome import Metronome
+
+
+class FakeTimer:
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class FakeLoop:
+    """Runs what is due when the time is moved; keeps what was raised."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.raised: list[BaseException] = []
+        self.wakes = 0
+        self._timers: list[tuple[float, int, FakeTimer]] = []
+        self._numbers = itertools.count()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], None], /) -> FakeTimer:
+        timer = FakeTimer(callback)
+        heapq.heappush(self._timers, (when, next(self._numbers), timer))
+        return timer
+
+    @property
+    def timers(self) -> int:
+        return len(self._timers)
+
+    def run(self, seconds: float) -> None:
+        """Time passes, and timers run when they are due."""
+        end = self.now + seconds
+        while self._timers and self._timers[0][0] <= end:
+            self.now = max(self.now, self._timers[0][0])
+            self._step()
+        self.now = end
+
+    def stall(self, seconds: float) -> None:
+        """Time passes, and nothing runs; then all that is due."""
+        self.now += seconds
+        while self._timers and self._timers[0][0] <= self.now:
+            self._step()
+
+    def _step(self) -> None:
+        _, _, timer = heapq.heappop(self._timers)
+        if timer.callback is not None:
+            self.wakes += 1
+            try:
+                timer.callback()
+            except ZeroDivisionError as error:
+                self.raised.append(error)
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+def test_a_member_is_called_every_20_ms_without_drift(loop: FakeLoop) -> None:
+    ticks: list[float] = []
+    Metronome(loop).add(ticks.append)
+
+    loop.run(10.0)
+
+    assert len(ticks) == 500
+    first = ticks[0]
+    assert ticks == pytest.approx([first + 0.02 * number for number in range(500)], abs=1e-9)
+
+
+def test_members_are_spread_over_the_20_ms(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    ticks: list[float] = []
+    for _ in range(100):
+        metronome.add(ticks.append)
+
+    loop.run(0.0201)  # the first is ticking
+    ticks.clear()
+    loop.run(0.02)
+
+    at_once = {due: ticks.count(due) for due in ticks}
+    assert len(ticks) == 100
+    assert set(at_once.values()) == {10}
+
+
+def test_phases_that_are_empty_wake_nobody(loop: FakeLoop) -> None:
+    Metronome(loop).add(lambda now: None)
+
+    loop.run(1.0)
+
+    assert loop.wakes == 50
+
+
+def test_a_member_that_has_left_is_not_called(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    ticks: list[float] = []
+    handle = metronome.add(ticks.append)
+    loop.run(0.1)
+    called = len(ticks)
+
+    handle.cancel()
+    handle.cancel()
+    loop.run(1.0)
+
+    assert len(ticks) == called
+    assert len(metronome) == 0
+    assert loop.timers == 0
+
+
+def test_it_starts_again_after_the_last_has_left(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    metronome.add(lambda now: None).cancel()
+    loop.run(5.0)
+    ticks: list[float] = []
+
+    metronome.add(ticks.append)
+    loop.run(0.2)
+
+    assert len(ticks) == 10
+    assert min(ticks) >= 1005.0
+
+
+def test_a_member_may_leave_and_others_may_come_within_a_tick(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    ticks: list[float] = []
+
+    def replace(now: float) -> None:
+        handle.cancel()
+        metronome.add(ticks.append)
+
+    handle = metronome.add(replace)
+    loop.run(0.1)
+
+    assert 4 <= len(ticks) <= 5
+
+
+def test_a_member_that_another_has_sent_away_is_not_called(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    ticks: list[float] = []
+    handles = [metronome.add(lambda now: handles[10].cancel()) for _ in range(10)]
+    handles.append(metronome.add(ticks.append))  # of the phase of the first
+
+    loop.run(0.1)
+
+    assert ticks == []
+
+
+@pytest.mark.parametrize(("stall", "made_up"), [(0.03, 1), (0.05, 2), (0.5, 3), (60, 3)])
+def test_after_a_stall_a_few_ticks_are_made_up_for(
+    loop: FakeLoop, stall: float, made_up: int
+) -> None:
+    ticks: list[float] = []
+    Metronome(loop).add(ticks.append)
+    loop.run(0.1)
+    before = len(ticks)
+
+    loop.stall(stall)
+
+    assert made_up <= len(ticks) - before <= made_up + 1
+    assert loop.now - ticks[-1] <= 0.02
+    loop.run(1.0)
+    assert len(ticks) - before - made_up in (49, 50, 51)
+
+
+def test_what_a_member_raises_harms_no_other(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    ticks: list[float] = []
+
+    def fail(now: float) -> None:
+        raise ZeroDivisionError
+
+    for _ in range(10):
+        metronome.add(fail)
+    for _ in range(10):
+        metronome.add(ticks.append)
+
+    loop.run(0.1)
+
+    assert len(loop.raised) == pytest.approx(50, abs=10)
+    assert len(ticks) == len(loop.raised)
+    assert sorted(ticks) == ticks

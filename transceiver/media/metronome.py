@@ -1,0 +1,114 @@
+"""One timer for all the sessions of a loop: each is called every 20 ms, not all at one instant.
+
+Encoding takes a fraction of a millisecond. If a hundred sessions had theirs at once, the loop would
+answer nobody for that long; so they are spread over ten phases.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from transceiver.media.playout import FRAME
+
+__all__ = ["Handle", "Loop", "Metronome", "Tick"]
+
+Tick = Callable[[float], object]
+"""Called with the time at which it was due, which is a little before the time it is."""
+
+_PHASES = 10
+_CAUGHT_UP = 3  # ticks
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Loop(Protocol):
+    """What is needed of asyncio's."""
+
+    def time(self) -> float: ...
+
+    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer: ...
+
+
+class Handle:
+    """A place in the metronome; `cancel` gives it up and may be called at any time, and again."""
+
+    __slots__ = ("_members", "tick")
+
+    def __init__(self, members: "dict[Handle, None]", tick: Tick) -> None:
+        self._members = members
+        self.tick: Tick | None = tick
+
+    def cancel(self) -> None:
+        self.tick = None
+        self._members.pop(self, None)
+
+
+class Metronome:
+    """Calls each of its members once in 20 ms, with no drift.
+
+    If the loop was held up, up to three ticks are made up for at once; those before that are left
+    out: members see from the times they are called with. What a member raises goes to the loop's
+    exception handler, and the others are called all the same.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._phases: list[dict[Handle, None]] = [{} for _ in range(_PHASES)]
+        self._origin = loop.time()
+        self._next = 0  # steps of a phase each, from the origin
+        self._timer: Timer | None = None
+        self._due: list[tuple[Handle, float]] = []  # in reverse
+
+    def __len__(self) -> int:
+        return sum(map(len, self._phases))
+
+    def add(self, tick: Tick) -> Handle:
+        """From now on, or 20 ms later, until the handle is cancelled."""
+        members = min(self._phases, key=len)
+        handle = Handle(members, tick)
+        members[handle] = None
+        if self._timer is None:
+            self._next = self._step(self._loop.time()) + 1
+            self._arm()
+        return handle
+
+    def _step(self, now: float) -> int:
+        return int((now - self._origin) * _PHASES / FRAME)
+
+    def _time(self, step: int) -> float:
+        return self._origin + step * FRAME / _PHASES
+
+    def _arm(self) -> None:
+        """For the next phase that has members."""
+        for step in range(self._next, self._next + _PHASES):
+            if self._phases[step % _PHASES]:
+                self._next = step
+                self._timer = self._loop.call_at(self._time(step), self._run)
+                return
+        self._timer = None
+
+    def _run(self) -> None:
+        """All steps that are due."""
+        last = max(self._next, self._step(self._loop.time()))
+        first = max(self._next, last - _CAUGHT_UP * _PHASES + 1)
+        self._next = last + 1
+        due = [
+            (handle, self._time(step))
+            for step in range(first, last + 1)
+            for handle in self._phases[step % _PHASES]
+        ]
+        self._due = due[::-1] + self._due
+        self._arm()
+        self._call()
+
+    def _call(self) -> None:
+        due = self._due
+        try:
+            while due:
+                handle, at = due.pop()
+                if handle.tick is not None:
+                    handle.tick(at)
+        finally:
+            if due:  # a member has raised: the others have their turn as soon as that is told
+                self._loop.call_at(self._loop.time(), self._call)
