@@ -4,6 +4,7 @@ Encoding takes a fraction of a millisecond. If a hundred sessions had theirs at 
 answer nobody for that long; so they are spread over ten phases.
 """
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,6 +17,8 @@ Tick = Callable[[float], object]
 
 _PHASES = 10
 _CAUGHT_UP = 3  # ticks
+_BEHIND, _IN_PACE = 0.010, 0.004  # s of lateness: half a frame; what a loop under load is used to
+_SMOOTHED = 1.0  # s, over which lateness is averaged
 
 
 class Timer(Protocol):
@@ -50,10 +53,18 @@ class Metronome:
     If the loop was held up, up to three ticks are made up for at once; those before that are left
     out: members see from the times they are called with. What a member raises goes to the loop's
     exception handler, and the others are called all the same.
+
+    `lateness`: by how many seconds the ticks of about the last second came late, on the average.
+    `is_behind`: whether that says that the loop cannot keep pace, so that it should get no more to
+    do; true above 10 ms, and from then on until it is below 4. Both are nothing without members.
     """
 
     def __init__(self, loop: Loop) -> None:
+        self.lateness = 0.0
+        self.is_behind = False
         self._loop = loop
+        self._ran_at = 0.0
+        self._closed = False
         self._phases: list[dict[Handle, None]] = [{} for _ in range(_PHASES)]
         self._origin = loop.time()
         self._next = 0  # steps of a phase each, from the origin
@@ -64,14 +75,27 @@ class Metronome:
         return sum(map(len, self._phases))
 
     def add(self, tick: Tick) -> Handle:
-        """From now on, or 20 ms later, until the handle is cancelled."""
+        """From now on, or 20 ms later, until the handle is cancelled. RuntimeError once closed."""
+        if self._closed:
+            raise RuntimeError("the metronome is closed")
         members = min(self._phases, key=len)
         handle = Handle(members, tick)
         members[handle] = None
         if self._timer is None:
-            self._next = self._step(self._loop.time()) + 1
+            self._ran_at = self._loop.time()
+            self._next = self._step(self._ran_at) + 1
             self._arm()
         return handle
+
+    def close(self) -> None:
+        """Call nobody from now on, and give up all members. May be called again, and in a tick."""
+        self._closed = True
+        for members in self._phases:
+            for handle in list(members):
+                handle.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rest()
 
     def _step(self, now: float) -> int:
         return int((now - self._origin) * _PHASES / FRAME)
@@ -86,11 +110,26 @@ class Metronome:
                 self._next = step
                 self._timer = self._loop.call_at(self._time(step), self._run)
                 return
+        self._rest()
+
+    def _rest(self) -> None:
+        """There is nobody to call, and so nobody is called late."""
         self._timer = None
+        self.lateness = 0.0
+        self.is_behind = False
+
+    def _measure(self, now: float) -> None:
+        """Steps were due since `_next`, and come now."""
+        weight = 1 - math.exp((self._ran_at - now) / _SMOOTHED)
+        self._ran_at = now
+        self.lateness += weight * (max(0.0, now - self._time(self._next)) - self.lateness)
+        self.is_behind = self.lateness > (_IN_PACE if self.is_behind else _BEHIND)
 
     def _run(self) -> None:
         """All steps that are due."""
-        last = max(self._next, self._step(self._loop.time()))
+        now = self._loop.time()
+        self._measure(now)
+        last = max(self._next, self._step(now))
         first = max(self._next, last - _CAUGHT_UP * _PHASES + 1)
         self._next = last + 1
         due = [

@@ -190,3 +190,119 @@ def test_what_a_member_raises_harms_no_other(loop: FakeLoop) -> None:
     assert len(loop.raised) == pytest.approx(50, abs=10)
     assert len(ticks) == len(loop.raised)
     assert sorted(ticks) == ticks
+
+
+def burden(loop: FakeLoop, metronome: Metronome, seconds: float) -> None:
+    """From now on each 20 ms bring so much work."""
+
+    def work(now: float) -> None:
+        loop.now += seconds
+
+    metronome.add(work)
+
+
+def test_a_loop_that_keeps_pace_is_not_behind(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    for _ in range(9):
+        burden(loop, metronome, 0.002)  # 90 % of the time there is
+
+    loop.run(10.0)
+
+    assert not metronome.is_behind
+    assert metronome.lateness < 0.002
+
+
+def test_a_loop_with_more_to_do_than_there_is_time_is_behind(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    for _ in range(11):
+        burden(loop, metronome, 0.002)
+
+    loop.run(10.0)
+
+    assert metronome.is_behind
+    assert metronome.lateness > 0.010
+
+
+def test_one_hiccup_does_not_make_it_behind(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    metronome.add(lambda now: None)
+    loop.run(1.0)
+
+    loop.stall(0.08)
+
+    assert metronome.lateness > 0
+    assert not metronome.is_behind
+
+
+def test_it_is_behind_until_lateness_is_clearly_gone(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    metronome.add(lambda now: None)
+    loop.run(1.0)
+    loop.stall(2.0)
+    assert metronome.is_behind
+
+    seen = []
+    for _ in range(500):
+        loop.run(0.02)
+        seen.append((metronome.is_behind, metronome.lateness))
+
+    ended = [late for is_behind, late in seen if not is_behind]
+    assert ended
+    assert ended[0] < 0.004
+    assert min(late for is_behind, late in seen if is_behind) >= 0.004
+
+
+def test_without_members_nothing_is_late(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    handle = metronome.add(lambda now: None)
+    loop.run(1.0)
+    loop.stall(2.0)
+
+    handle.cancel()
+    loop.run(0.1)
+
+    assert not metronome.is_behind
+    assert metronome.lateness == 0
+
+
+def test_time_without_members_is_not_lateness(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    metronome.add(lambda now: None).cancel()
+    loop.run(3600)
+
+    metronome.add(lambda now: None)
+    loop.run(0.1)
+
+    assert metronome.lateness == pytest.approx(0, abs=1e-9)
+
+
+def test_closed_it_calls_nobody_and_takes_nobody(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    ticks: list[float] = []
+    handles = [metronome.add(ticks.append) for _ in range(20)]
+    loop.run(0.1)
+    ticks.clear()
+
+    metronome.close()
+    metronome.close()
+    loop.run(1.0)
+
+    assert ticks == []
+    assert len(metronome) == 0
+    assert loop.timers == 0
+    handles[0].cancel()
+    with pytest.raises(RuntimeError):
+        metronome.add(ticks.append)
+
+
+def test_it_may_be_closed_in_a_tick(loop: FakeLoop) -> None:
+    metronome = Metronome(loop)
+    ticks: list[float] = []
+    metronome.add(lambda now: metronome.close())
+    for _ in range(20):
+        metronome.add(ticks.append)
+
+    loop.run(0.1)
+
+    assert len(ticks) <= 18  # those of the phases before
+    assert loop.timers == 0
