@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from loader.errors import ShuntError
+from transceiver.media.playout import BacklogFull, Flushed
 
 __all__ = [
     "BACKENDS",
@@ -41,20 +42,6 @@ class AudioFormat:
 PCM_24000 = AudioFormat(24000)
 PCM_48000 = AudioFormat(48000)
 OPUS = AudioFormat(48000, passthrough=True)
-
-
-class BacklogFull(Exception):
-    """More was said than may wait to be sent (60 s, unless the session says otherwise)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flushed:
-    """What became of an utterance that was cut short; seconds of audio."""
-
-    heard: float
-    """What of it had gone out."""
-    dropped: float
-    """What waited, and will not go out."""
 
 
 class Conversation(Protocol):
