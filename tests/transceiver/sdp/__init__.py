@@ -1,0 +1,1 @@
+"""SDP: offers of real stacks and of nobody, and what is answered."""

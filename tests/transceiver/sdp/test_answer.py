@@ -1,0 +1,181 @@
+"""Answers: what each says of its offer."""
+
+import dataclasses
+
+import pytest
+
+from tests.transceiver.sdp.samples import (
+    AUDIO,
+    DATA,
+    GOOD,
+    LOCAL,
+    RECORDED,
+    VIDEO,
+    attributes,
+    check_answer,
+    offer,
+    replace,
+    without,
+)
+from tests.transceiver.sdp.test_offer import BUNDLE_ONLY, LEGACY_DATA, SERVED
+from transceiver.sdp.answer import by_preference, candidates, role, write
+from transceiver.sdp.offer import parse
+
+
+def answer(text: str) -> list[list[str]]:
+    """The lines of the answer's session and of each section, once found to be sound."""
+    read = parse(text)
+    written = write(read, LOCAL)
+    check_answer(read, written)
+    return attributes(written)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_offers_of_real_stacks_get_a_sound_answer(name: str) -> None:
+    answer(RECORDED[name])
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_whatever_is_served_gets_a_sound_answer(name: str) -> None:
+    answer(SERVED[name][0])
+
+
+def test_an_answer_in_full() -> None:
+    transport = [
+        "a=ice-ufrag:LocalUfragLocalU",
+        "a=ice-pwd:LocalPasswordLocalPasswo",
+        "a=setup:active",
+    ]
+    fingerprint = f"a=fingerprint:sha-256 {LOCAL.fingerprint}"
+    text = offer(AUDIO, DATA, VIDEO, bundle="0 1 2").replace(
+        "t=0 0", "t=0 0\r\na=ice-options:trickle"
+    )
+    assert answer(text) == [
+        [
+            "v=0",
+            "o=- 8169763887871482873 1 IN IP4 127.0.0.1",
+            "s=-",
+            "t=0 0",
+            "a=group:BUNDLE 0 1",
+            "a=ice-options:trickle",
+        ],
+        [
+            "m=audio 3478 UDP/TLS/RTP/SAVPF 111",
+            "c=IN IP4 198.18.0.1",
+            "a=mid:0",
+            *transport,
+            fingerprint,
+            "a=sendrecv",
+            "a=rtcp-mux",
+            "a=rtpmap:111 opus/48000/2",
+            "a=fmtp:111 minptime=10;useinbandfec=1",
+            "a=msid:cname-of-ours cname-of-ours",
+            "a=ssrc:3735928559 cname:cname-of-ours",
+            "a=candidate:0 1 udp 2130706431 2001:db8:18::1 3478 typ host",
+            "a=candidate:1 1 udp 2130706175 198.18.0.1 3478 typ host",
+            "a=end-of-candidates",
+        ],
+        [
+            "m=application 3478 UDP/DTLS/SCTP webrtc-datachannel",
+            "c=IN IP4 198.18.0.1",
+            "a=mid:1",
+            *transport,
+            fingerprint,
+            "a=sctp-port:5000",
+            "a=max-message-size:65536",
+        ],
+        [
+            "m=video 0 UDP/TLS/RTP/SAVPF 96",
+            "c=IN IP4 0.0.0.0",
+            "a=inactive",
+            "a=mid:2",
+            *transport,
+        ],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("offered", "answered", "sends"),
+    [
+        ("sendrecv", "sendrecv", True),
+        ("sendonly", "recvonly", False),
+        ("recvonly", "sendonly", True),
+        ("inactive", "inactive", False),
+    ],
+)
+def test_a_direction_is_answered_by_its_counterpart(
+    offered: str, answered: str, sends: bool
+) -> None:
+    _, lines = answer(offer(replace(AUDIO, "sendrecv", offered), bundle=None))
+    assert f"a={answered}" in lines
+    assert any(line.startswith("a=msid") for line in lines) == sends
+
+
+@pytest.mark.parametrize(
+    ("offered", "is_client", "answered"),
+    [("actpass", True, "active"), ("passive", True, "active"), ("active", False, "passive")],
+)
+def test_we_are_the_dtls_client_unless_the_offerer_is(
+    offered: str, is_client: bool, answered: str
+) -> None:
+    text = offer(replace(AUDIO, "actpass", offered), bundle=None)
+    assert role(parse(text)) == is_client
+    _, lines = answer(text)
+    assert f"a=setup:{answered}" in lines
+
+
+def test_dtx_is_taken_up_where_offered() -> None:
+    _, lines = answer(offer(replace(AUDIO, "useinbandfec=1", "usedtx=1"), bundle=None))
+    assert "a=fmtp:111 minptime=10;useinbandfec=1;usedtx=1" in lines
+
+
+def test_stereo_is_answered_as_mono() -> None:
+    _, lines = answer(offer(replace(AUDIO, "minptime=10", "stereo=1;sprop-stereo=1"), bundle=None))
+    assert "a=fmtp:111 minptime=10;useinbandfec=1" in lines
+
+
+def test_data_as_the_drafts_had_it_is_answered_so() -> None:
+    _, lines = answer(offer(LEGACY_DATA, bundle=None))
+    assert lines[0] == "m=application 3478 DTLS/SCTP 5000"
+    assert "a=sctpmap:5000 webrtc-datachannel 65535" in lines
+    assert "a=sctp-port:5000" not in lines
+
+
+def test_the_group_is_in_the_offerers_order() -> None:
+    session, audio, data = answer(offer(AUDIO, DATA, bundle="1 0"))
+    assert "a=group:BUNDLE 1 0" in session
+    assert "a=end-of-candidates" in data
+    assert "a=end-of-candidates" not in audio
+
+
+def test_bundle_only_sections_get_a_port() -> None:
+    answer(offer(AUDIO, BUNDLE_ONLY))
+
+
+def test_without_a_mid_none_is_answered() -> None:
+    session, lines = answer(offer(without(AUDIO, "a=mid"), bundle=None))
+    assert not any(line.startswith(("a=mid", "a=group")) for line in session + lines)
+
+
+def test_old_names_of_the_profile_are_answered_as_they_are() -> None:
+    _, lines = answer(offer(replace(AUDIO, "UDP/TLS/RTP/SAVPF", "RTP/SAVPF"), bundle=None))
+    assert lines[0] == "m=audio 3478 RTP/SAVPF 111"
+
+
+def test_a_vip_of_ipv6_alone_is_the_default_destination() -> None:
+    local = dataclasses.replace(LOCAL, vips=(("2001:db8:18::1", 3478),))
+    assert "c=IN IP6 2001:db8:18::1\r\n" in write(parse(GOOD), local)
+
+
+def test_ipv6_is_preferred_and_the_families_take_turns() -> None:
+    vips = [("192.0.2.1", 1), ("192.0.2.2", 2), ("2001:db8::1", 3), ("2001:db8::2", 4)]
+    assert [port for _, port in by_preference(vips)] == [3, 1, 4, 2]
+    priorities = [int(candidate.split()[3]) for candidate in candidates(vips)]
+    assert priorities == sorted(set(priorities), reverse=True)
+
+
+def test_video_is_refused_wherever_it_stands() -> None:
+    _, video, audio, data = answer(offer(VIDEO, AUDIO, DATA, bundle="2 0 1"))
+    assert video[0] == "m=video 0 UDP/TLS/RTP/SAVPF 96"
+    assert "a=end-of-candidates" in audio
+    assert "a=end-of-candidates" not in data

@@ -1,0 +1,421 @@
+"""A client's SDP offer, read and judged (RFC 8866, 8829, 8839, 8842, 9143, 7587, 8841).
+
+Only what decides about a session is read; candidates are not, as the client's checks tell where it
+is. What we serve is one transport with at most one audio section (Opus) and at most one data
+channel section. So we answer as JSEP's policy "max-bundle" has it (RFC 8829 section 4.1.1):
+
+- Sections that are never served (video, a second audio or data section, audio without Opus beside
+  audio with it, protocols that are not ours) are refused in the answer, by port 0, and the rest is
+  served. Whether they are bundled, or have a mid at all, does not matter.
+- Audio and a data channel that would both be served, but are not in one BUNDLE group, are an
+  error. JSEP would have the second refused, which is silent: the client would have half of its
+  call, and nobody to tell its developer that one line is missing. A section that is served alone
+  needs no group.
+- The attributes of the transport are those of the section that will be tagged in the answer, the
+  first of its group that is served (RFC 9143 section 7.3.1); or else the session's; or else, since
+  bundle-only sections have none, those of the first in the group that has some.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from transceiver.ice import Credentials
+
+__all__ = ["Audio", "Data", "Offer", "OfferError", "Section", "UnsupportedError", "parse"]
+
+MAX_SIZE = 65536
+"""Characters of an offer. A browser's has 1,000 to 10,000."""
+MAX_LINES = 1000
+MAX_SECTIONS = 16
+
+_DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
+
+_TOKEN = r"[!#-'*+\-.0-9A-Z^-~]"  # RFC 8866 section 9, token-char
+_FOREIGN = re.compile(r"[^\t\r\n -~]")
+_MEDIA = re.compile(
+    rf"({_TOKEN}{{1,32}}) ([0-9]{{1,5}})(?:/[0-9]{{1,5}})? "
+    rf"({_TOKEN}{{1,16}}(?:/{_TOKEN}{{1,16}}){{0,4}}) "
+    rf"({_TOKEN}{{1,64}}(?: {_TOKEN}{{1,64}})*)"
+)
+_MID = re.compile(f"{_TOKEN}{{1,64}}")
+_UFRAG = re.compile("[A-Za-z0-9+/]{4,256}")  # RFC 8839 section 5.4
+_PASSWORD = re.compile("[A-Za-z0-9+/]{22,256}")
+_DIGEST = re.compile("[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2})*")
+_DIGEST_BYTES = {"sha-256": 32, "sha-384": 48, "sha-512": 64}
+_NUMBER = re.compile("[0-9]{1,20}")
+
+# RFC 8829 section 5.1.2: any of these is meant to be what WebRTC does, and to be answered as it is.
+_AUDIO_PROTOCOL = re.compile("(?:(?:UDP/TLS|TCP/DTLS|TCP/TLS)/)?RTP/S?AVPF?")
+_DATA_PROTOCOLS = frozenset({"UDP/DTLS/SCTP", "TCP/DTLS/SCTP"})
+_LEGACY_DATA_PROTOCOL = "DTLS/SCTP"  # of the drafts of RFC 8841: the SCTP port is the format
+_DATA_FORMAT = "webrtc-datachannel"
+
+_DEFAULT_SCTP_PORT = 5000
+_DEFAULT_MAX_MESSAGE_SIZE = 65536  # RFC 8841 section 6
+
+# Most lines of an offer are none of these.
+_READ = frozenset(
+    {
+        "bundle-only",
+        "fingerprint",
+        "fmtp",
+        "group",
+        "ice-lite",
+        "ice-options",
+        "ice-pwd",
+        "ice-ufrag",
+        "max-message-size",
+        "maxptime",
+        "mid",
+        "rtcp-mux",
+        "rtpmap",
+        "sctp-port",
+        "setup",
+        *_DIRECTIONS,
+    }
+)
+
+
+class OfferError(ValueError):
+    """The offer cannot be answered; the message says why, in a sentence for the client's
+    developer."""
+
+
+class UnsupportedError(OfferError):
+    """The offer is sound, but asks for what is not served here, or lacks what is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A media section (m= line) of any kind."""
+
+    kind: str
+    mid: str | None
+    protocol: str
+    formats: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Audio(Section):
+    """The audio section that is served, with what the client wants as a receiver of Opus."""
+
+    payload_type: int
+    direction: str
+    """Of the offer: "sendrecv", "sendonly", "recvonly" or "inactive"."""
+    fec: bool
+    """It makes use of in-band FEC (useinbandfec=1)."""
+    dtx: bool
+    """It would rather not be sent silence (usedtx=1)."""
+    stereo: bool
+    max_ptime: int | None
+    """The most audio in a packet, ms."""
+    max_bitrate: int | None
+    """The most that it wants to be sent on average, bit/s (maxaveragebitrate)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data(Section):
+    """The data channel section that is served."""
+
+    sctp_port: int
+    max_message_size: int
+    """The longest message that the client takes, bytes; 0 for any."""
+    legacy: bool
+    """As the drafts of RFC 8841 had it: the port is the format, and there is an a=sctpmap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An offer that can be answered."""
+
+    remote: Credentials
+    fingerprints: tuple[tuple[str, bytes], ...]
+    """Of the client's certificate: "sha-256", "sha-384" or "sha-512", and the digest. At least
+    one."""
+    setup: str
+    """"actpass", "active" or "passive"."""
+    trickle: bool
+    """The client knows trickle ICE (RFC 8838)."""
+    bundled: bool
+    """What is served is in a BUNDLE group."""
+    mids: tuple[str, ...]
+    """Of what is served, the tagged section first; a section that has none is left out."""
+    sections: tuple[Section, ...]
+    """All, in their order; those that are neither `audio` nor `data` are to be refused."""
+    audio: Audio | None
+    data: Data | None
+
+
+@dataclass(slots=True)
+class _Level:
+    """The attributes of a section, or of the session itself."""
+
+    name: str
+    """What errors call it."""
+    media: str = ""
+    """The m= line's value."""
+    attributes: dict[str, list[str]] = field(default_factory=dict)
+
+    def all(self, attribute: str) -> Sequence[str]:
+        return self.attributes.get(attribute, ())
+
+    def first(self, attribute: str) -> str | None:
+        values = self.attributes.get(attribute)
+        return values[0] if values else None
+
+
+def parse(text: str) -> Offer:
+    """Read an offer. Raises `OfferError`, whatever *text* is, in time linear to its length."""
+    session, *levels = _split(text)
+    if not 1 <= len(levels) <= MAX_SECTIONS:
+        raise OfferError(f"the offer has {len(levels)} media sections, not 1 to {MAX_SECTIONS}")
+    if any("ice-lite" in level.attributes for level in (session, *levels)):
+        raise UnsupportedError("the offer is from an ICE lite agent: nobody would make the checks")
+    level_of = _by_mid(levels)
+    bundle_of = _bundles(session, level_of)
+
+    sections: list[Section] = []
+    audio: Audio | None = None
+    data: Data | None = None
+    silent: str | None = None  # the first audio section without Opus
+    served: list[tuple[Section, _Level]] = []
+    for level in levels:
+        section, port = _section(level)
+        is_offered = port != 0 or ("bundle-only" in level.attributes and section.mid in bundle_of)
+        if is_offered and section.kind == "audio" and audio is None:
+            audio = _audio(section, level, session)
+            if audio is not None:
+                section = audio
+                served.append((section, level))
+            elif silent is None:
+                silent = level.name
+        elif is_offered and section.kind == "application" and data is None:
+            data = _data(section, level)
+            if data is not None:
+                section = data
+                served.append((section, level))
+        sections.append(section)
+    if silent is not None and audio is None:
+        raise UnsupportedError(f"{silent} does not offer Opus by RTP (opus/48000/2)")
+    if not served:
+        raise UnsupportedError("the offer has neither audio nor a data channel")
+
+    bundle = bundle_of.get(served[0][0].mid or "", ())
+    bundled = bool(bundle)
+    if len(served) == 2:
+        if served[1][0].mid not in bundle:
+            raise UnsupportedError(
+                "audio and the data channel are not in one a=group:BUNDLE, and there is but one"
+                " transport here: offer them bundled (policy max-bundle)"
+            )
+        served.sort(key=lambda each: bundle.index(each[0].mid or ""))
+    tagged = served[0][1]
+    transport = [tagged, session, *(level_of[mid] for mid in bundle)]
+    if audio is not None and not any("rtcp-mux" in level.attributes for level in transport):
+        raise UnsupportedError(f"{tagged.name} has no a=rtcp-mux: RTCP has no port of its own here")
+    return Offer(
+        remote=_credentials(transport),
+        fingerprints=_fingerprints(transport),
+        setup=_setup(transport),
+        trickle=any("trickle" in each.split() for each in _find(transport, "ice-options")),
+        bundled=bundled,
+        mids=tuple(section.mid for section, _ in served if section.mid is not None),
+        sections=tuple(sections),
+        audio=audio,
+        data=data,
+    )
+
+
+def _split(text: str) -> list[_Level]:
+    """The session's level, and each section's in their order."""
+    if len(text) > MAX_SIZE:
+        raise OfferError(f"the offer has more than {MAX_SIZE} characters")
+    foreign = _FOREIGN.search(text)
+    if foreign is not None:
+        raise OfferError(f"the offer has a character that is not printable ASCII, {foreign[0]!a}")
+    lines = text.split("\n")
+    if lines[0].rstrip() != "v=0":
+        raise OfferError("the body is not an SDP offer: it does not start with v=0")
+    if len(lines) > MAX_LINES:
+        raise OfferError(f"the offer has more than {MAX_LINES} lines")
+    level = _Level("the session")
+    levels = [level]
+    for number, line in enumerate(lines, 1):
+        if line.startswith("a="):
+            attribute, _, value = line[2:].rstrip().partition(":")
+            if attribute in _READ:
+                level.attributes.setdefault(attribute, []).append(value)
+        elif line.startswith("m="):
+            media = line[2:].rstrip()
+            level = _Level(f"section {len(levels)} (m={media.split(' ', 1)[0][:32]})", media)
+            levels.append(level)
+        elif line[1:2] != "=" and line.strip():
+            raise OfferError(f"line {number} of the offer is malformed: it is not TYPE=VALUE")
+    return levels
+
+
+def _by_mid(levels: Sequence[_Level]) -> dict[str, _Level]:
+    level_of: dict[str, _Level] = {}
+    for level in levels:
+        mid = level.first("mid")
+        if mid is None:
+            continue
+        if not _MID.fullmatch(mid):
+            raise OfferError(f"{level.name} has no valid a=mid")
+        if mid in level_of:
+            raise OfferError(f"{level_of[mid].name} and {level.name} have the same a=mid")
+        level_of[mid] = level
+    return level_of
+
+
+def _bundles(session: _Level, level_of: Mapping[str, _Level]) -> dict[str, tuple[str, ...]]:
+    """The BUNDLE group that a mid is in."""
+    found: dict[str, tuple[str, ...]] = {}
+    for group in session.all("group"):
+        semantics, *mids = group.split() or [""]
+        if semantics != "BUNDLE":
+            continue
+        bundle = tuple(mids)
+        for mid in bundle:
+            if mid not in level_of:
+                raise OfferError("a=group:BUNDLE names an a=mid that there is not")
+            if mid in found:
+                raise OfferError("a=group:BUNDLE names an a=mid twice")
+            found[mid] = bundle
+    return found
+
+
+def _section(level: _Level) -> tuple[Section, int]:
+    """A section as it shows in its m= line, and the port."""
+    match = _MEDIA.fullmatch(level.media)
+    if match is None or int(match[2]) > 65535:
+        raise OfferError(f"{level.name} has a malformed m= line")
+    kind, port, protocol, formats = match.groups()
+    return Section(kind, level.first("mid"), protocol, tuple(formats.split(" "))), int(port)
+
+
+def _audio(section: Section, level: _Level, session: _Level) -> Audio | None:
+    """The section if it is one with Opus."""
+    if not _AUDIO_PROTOCOL.fullmatch(section.protocol):
+        return None
+    payloads = set()
+    for rtpmap in level.all("rtpmap"):
+        payload, _, encoding = rtpmap.partition(" ")
+        if encoding.strip().lower() == "opus/48000/2":
+            payloads.add(payload)
+    chosen = next((each for each in section.formats if each in payloads and _is_usable(each)), None)
+    if chosen is None:
+        return None
+    parameters: dict[str, str] = {}
+    for fmtp in level.all("fmtp"):
+        payload, _, text = fmtp.partition(" ")
+        if payload == chosen:
+            for parameter in text.split(";"):
+                key, _, value = parameter.partition("=")
+                parameters[key.strip().lower()] = value.strip()
+    return Audio(
+        kind=section.kind,
+        mid=section.mid,
+        protocol=section.protocol,
+        formats=section.formats,
+        payload_type=int(chosen),
+        direction=_direction(level, session),
+        fec=parameters.get("useinbandfec") == "1",
+        dtx=parameters.get("usedtx") == "1",
+        stereo=parameters.get("stereo") == "1",
+        max_ptime=_positive(level.first("maxptime")),
+        max_bitrate=_positive(parameters.get("maxaveragebitrate")),
+    )
+
+
+def _is_usable(payload_type: str) -> bool:
+    """Whether RTP of that type is told from RTCP on the same port (RFC 5761 section 4)."""
+    if not _NUMBER.fullmatch(payload_type) or len(payload_type) > 3:
+        return False
+    number = int(payload_type)
+    return number < 64 or 96 <= number < 128
+
+
+def _positive(text: str | None) -> int | None:
+    """A wish of the client; one that makes no sense is none."""
+    return int(text) or None if text is not None and _NUMBER.fullmatch(text) else None
+
+
+def _direction(*levels: _Level) -> str:
+    for level in levels:
+        for direction in _DIRECTIONS:
+            if direction in level.attributes:
+                return direction
+    return "sendrecv"  # RFC 8866 section 6.7
+
+
+def _data(section: Section, level: _Level) -> Data | None:
+    """The section if it is one of data channels."""
+    legacy = section.protocol == _LEGACY_DATA_PROTOCOL
+    if legacy:
+        port = section.formats[0]
+    elif section.protocol in _DATA_PROTOCOLS and _DATA_FORMAT in section.formats:
+        port = level.first("sctp-port") or str(_DEFAULT_SCTP_PORT)
+    else:
+        return None
+    if not _NUMBER.fullmatch(port) or not 0 < int(port) < 65536:
+        raise OfferError(f"{level.name} has no valid SCTP port (a=sctp-port)")
+    size = level.first("max-message-size") or str(_DEFAULT_MAX_MESSAGE_SIZE)
+    if not _NUMBER.fullmatch(size):
+        raise OfferError(f"{level.name} has no valid a=max-message-size")
+    return Data(
+        kind=section.kind,
+        mid=section.mid,
+        protocol=section.protocol,
+        formats=section.formats,
+        sctp_port=int(port),
+        max_message_size=int(size),
+        legacy=legacy,
+    )
+
+
+def _find(transport: Sequence[_Level], attribute: str) -> Sequence[str]:
+    """The values at the first level that has the attribute."""
+    for level in transport:
+        if attribute in level.attributes:
+            return level.attributes[attribute]
+    return ()
+
+
+def _credentials(transport: Sequence[_Level]) -> Credentials:
+    tagged = transport[0].name
+    # Both of one level: a ufrag and another section's password are no pair.
+    level = next((each for each in transport if "ice-ufrag" in each.attributes), transport[0])
+    ufrag, password = level.first("ice-ufrag"), level.first("ice-pwd")
+    if ufrag is None or not _UFRAG.fullmatch(ufrag):
+        raise OfferError(f"{tagged} has no valid a=ice-ufrag (4 to 256 letters, digits, + and /)")
+    if password is None or not _PASSWORD.fullmatch(password):
+        raise OfferError(f"{tagged} has no valid a=ice-pwd (22 to 256 letters, digits, + and /)")
+    return Credentials(ufrag, password)
+
+
+def _fingerprints(transport: Sequence[_Level]) -> tuple[tuple[str, bytes], ...]:
+    tagged = transport[0].name
+    found: dict[tuple[str, bytes], None] = {}
+    values = _find(transport, "fingerprint")
+    if not values:
+        raise OfferError(f"{tagged} has no a=fingerprint: nothing but DTLS-SRTP is served")
+    for value in values:
+        algorithm, _, text = value.partition(" ")
+        size = _DIGEST_BYTES.get(algorithm.lower())
+        if size is None:
+            continue
+        if len(text) != 3 * size - 1 or not _DIGEST.fullmatch(text):
+            raise OfferError(f"{tagged} has an a=fingerprint that is no digest of {algorithm}")
+        found[algorithm.lower(), bytes.fromhex(text.replace(":", ""))] = None
+    if not found:
+        raise UnsupportedError(f"{tagged} has no a=fingerprint of {', '.join(_DIGEST_BYTES)}")
+    return tuple(found)
+
+
+def _setup(transport: Sequence[_Level]) -> str:
+    values = _find(transport, "setup")
+    if not values or values[0] not in ("actpass", "active", "passive"):
+        raise OfferError(f"{transport[0].name} has no a=setup of actpass, active or passive")
+    return values[0]
