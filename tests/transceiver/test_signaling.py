@@ -13,7 +13,7 @@ from tests.transceiver.caller import eventually
 from tests.transceiver.conftest import KEY
 from tests.transceiver.test_offer import AUDIO, DATA, VIDEO, mutations, offer
 from transceiver.server import Transceiver
-from transceiver.signaling import _page_files
+from transceiver.signaling.legacy import _page_files
 
 GOOD = offer(AUDIO, DATA)
 HEADERS = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/sdp"}

@@ -1,0 +1,9 @@
+"""Signaling over HTTP: an offer in, an answer out; trickling, restarts, hanging up; and the page.
+
+Each dialect is a thin module over `calls`, which knows who may do what; `http` has what all of them
+have in common. What a session is, is `transceiver.session`'s.
+"""
+
+from transceiver.signaling.legacy import make_app
+
+__all__ = ["make_app"]
