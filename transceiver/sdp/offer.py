@@ -18,32 +18,24 @@ channel section. So we answer as JSEP's policy "max-bundle" has it (RFC 8829 sec
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transceiver.ice import Credentials
+from transceiver.sdp import grammar
+from transceiver.sdp.grammar import NUMBER, TOKEN, Level, MalformedError
 
 __all__ = ["Audio", "Data", "Offer", "OfferError", "Section", "UnsupportedError", "parse"]
 
-MAX_SIZE = 65536
-"""Characters of an offer. A browser's has 1,000 to 10,000."""
-MAX_LINES = 1000
-MAX_SECTIONS = 16
-
 _DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
 
-_TOKEN = r"[!#-'*+\-.0-9A-Z^-~]"  # RFC 8866 section 9, token-char
-_FOREIGN = re.compile(r"[^\t\r\n -~]")
+_START = re.compile("v=0[ \t]*\r?\n")
 _MEDIA = re.compile(
-    rf"({_TOKEN}{{1,32}}) ([0-9]{{1,5}})(?:/[0-9]{{1,5}})? "
-    rf"({_TOKEN}{{1,16}}(?:/{_TOKEN}{{1,16}}){{0,4}}) "
-    rf"({_TOKEN}{{1,64}}(?: {_TOKEN}{{1,64}})*)"
+    rf"({TOKEN}{{1,32}}) ([0-9]{{1,5}})(?:/[0-9]{{1,5}})? "
+    rf"({TOKEN}{{1,16}}(?:/{TOKEN}{{1,16}}){{0,4}}) "
+    rf"({TOKEN}{{1,64}}(?: {TOKEN}{{1,64}})*)"
 )
-_MID = re.compile(f"{_TOKEN}{{1,64}}")
-_UFRAG = re.compile("[A-Za-z0-9+/]{4,256}")  # RFC 8839 section 5.4
-_PASSWORD = re.compile("[A-Za-z0-9+/]{22,256}")
 _DIGEST = re.compile("[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2})*")
 _DIGEST_BYTES = {"sha-256": 32, "sha-384": 48, "sha-512": 64}
-_NUMBER = re.compile("[0-9]{1,20}")
 
 # RFC 8829 section 5.1.2: any of these is meant to be what WebRTC does, and to be answered as it is.
 _AUDIO_PROTOCOL = re.compile("(?:(?:UDP/TLS|TCP/DTLS|TCP/TLS)/)?RTP/S?AVPF?")
@@ -147,29 +139,19 @@ class Offer:
     data: Data | None
 
 
-@dataclass(slots=True)
-class _Level:
-    """The attributes of a section, or of the session itself."""
-
-    name: str
-    """What errors call it."""
-    media: str = ""
-    """The m= line's value."""
-    attributes: dict[str, list[str]] = field(default_factory=dict)
-
-    def all(self, attribute: str) -> Sequence[str]:
-        return self.attributes.get(attribute, ())
-
-    def first(self, attribute: str) -> str | None:
-        values = self.attributes.get(attribute)
-        return values[0] if values else None
-
-
 def parse(text: str) -> Offer:
     """Read an offer. Raises `OfferError`, whatever *text* is, in time linear to its length."""
-    session, *levels = _split(text)
-    if not 1 <= len(levels) <= MAX_SECTIONS:
-        raise OfferError(f"the offer has {len(levels)} media sections, not 1 to {MAX_SECTIONS}")
+    if not _START.match(text):
+        raise OfferError("the body is not an SDP offer: it does not start with v=0")
+    try:
+        return _judge(*grammar.split(text, _READ))
+    except MalformedError as error:
+        raise OfferError(str(error)) from error
+
+
+def _judge(session: Level, *levels: Level) -> Offer:
+    if not levels:
+        raise OfferError("the offer has no media section")
     if any("ice-lite" in level.attributes for level in (session, *levels)):
         raise UnsupportedError("the offer is from an ICE lite agent: nobody would make the checks")
     level_of = _by_mid(levels)
@@ -179,7 +161,7 @@ def parse(text: str) -> Offer:
     audio: Audio | None = None
     data: Data | None = None
     silent: str | None = None  # the first audio section without Opus
-    served: list[tuple[Section, _Level]] = []
+    served: list[tuple[Section, Level]] = []
     for level in levels:
         section, port = _section(level)
         is_offered = port != 0 or ("bundle-only" in level.attributes and section.mid in bundle_of)
@@ -227,49 +209,18 @@ def parse(text: str) -> Offer:
     )
 
 
-def _split(text: str) -> list[_Level]:
-    """The session's level, and each section's in their order."""
-    if len(text) > MAX_SIZE:
-        raise OfferError(f"the offer has more than {MAX_SIZE} characters")
-    foreign = _FOREIGN.search(text)
-    if foreign is not None:
-        raise OfferError(f"the offer has a character that is not printable ASCII, {foreign[0]!a}")
-    lines = text.split("\n")
-    if lines[0].rstrip() != "v=0":
-        raise OfferError("the body is not an SDP offer: it does not start with v=0")
-    if len(lines) > MAX_LINES:
-        raise OfferError(f"the offer has more than {MAX_LINES} lines")
-    level = _Level("the session")
-    levels = [level]
-    for number, line in enumerate(lines, 1):
-        if line.startswith("a="):
-            attribute, _, value = line[2:].rstrip().partition(":")
-            if attribute in _READ:
-                level.attributes.setdefault(attribute, []).append(value)
-        elif line.startswith("m="):
-            media = line[2:].rstrip()
-            level = _Level(f"section {len(levels)} (m={media.split(' ', 1)[0][:32]})", media)
-            levels.append(level)
-        elif line[1:2] != "=" and line.strip():
-            raise OfferError(f"line {number} of the offer is malformed: it is not TYPE=VALUE")
-    return levels
-
-
-def _by_mid(levels: Sequence[_Level]) -> dict[str, _Level]:
-    level_of: dict[str, _Level] = {}
+def _by_mid(levels: Sequence[Level]) -> dict[str, Level]:
+    level_of: dict[str, Level] = {}
     for level in levels:
-        mid = level.first("mid")
-        if mid is None:
-            continue
-        if not _MID.fullmatch(mid):
-            raise OfferError(f"{level.name} has no valid a=mid")
+        mid = level.mid()
         if mid in level_of:
             raise OfferError(f"{level_of[mid].name} and {level.name} have the same a=mid")
-        level_of[mid] = level
+        if mid is not None:
+            level_of[mid] = level
     return level_of
 
 
-def _bundles(session: _Level, level_of: Mapping[str, _Level]) -> dict[str, tuple[str, ...]]:
+def _bundles(session: Level, level_of: Mapping[str, Level]) -> dict[str, tuple[str, ...]]:
     """The BUNDLE group that a mid is in."""
     found: dict[str, tuple[str, ...]] = {}
     for group in session.all("group"):
@@ -286,7 +237,7 @@ def _bundles(session: _Level, level_of: Mapping[str, _Level]) -> dict[str, tuple
     return found
 
 
-def _section(level: _Level) -> tuple[Section, int]:
+def _section(level: Level) -> tuple[Section, int]:
     """A section as it shows in its m= line, and the port."""
     match = _MEDIA.fullmatch(level.media)
     if match is None or int(match[2]) > 65535:
@@ -295,7 +246,7 @@ def _section(level: _Level) -> tuple[Section, int]:
     return Section(kind, level.first("mid"), protocol, tuple(formats.split(" "))), int(port)
 
 
-def _audio(section: Section, level: _Level, session: _Level) -> Audio | None:
+def _audio(section: Section, level: Level, session: Level) -> Audio | None:
     """The section if it is one with Opus."""
     if not _AUDIO_PROTOCOL.fullmatch(section.protocol):
         return None
@@ -331,7 +282,7 @@ def _audio(section: Section, level: _Level, session: _Level) -> Audio | None:
 
 def _is_usable(payload_type: str) -> bool:
     """Whether RTP of that type is told from RTCP on the same port (RFC 5761 section 4)."""
-    if not _NUMBER.fullmatch(payload_type) or len(payload_type) > 3:
+    if not NUMBER.fullmatch(payload_type) or len(payload_type) > 3:
         return False
     number = int(payload_type)
     return number < 64 or 96 <= number < 128
@@ -339,10 +290,10 @@ def _is_usable(payload_type: str) -> bool:
 
 def _positive(text: str | None) -> int | None:
     """A wish of the client; one that makes no sense is none."""
-    return int(text) or None if text is not None and _NUMBER.fullmatch(text) else None
+    return int(text) or None if text is not None and NUMBER.fullmatch(text) else None
 
 
-def _direction(*levels: _Level) -> str:
+def _direction(*levels: Level) -> str:
     for level in levels:
         for direction in _DIRECTIONS:
             if direction in level.attributes:
@@ -350,7 +301,7 @@ def _direction(*levels: _Level) -> str:
     return "sendrecv"  # RFC 8866 section 6.7
 
 
-def _data(section: Section, level: _Level) -> Data | None:
+def _data(section: Section, level: Level) -> Data | None:
     """The section if it is one of data channels."""
     legacy = section.protocol == _LEGACY_DATA_PROTOCOL
     if legacy:
@@ -359,10 +310,10 @@ def _data(section: Section, level: _Level) -> Data | None:
         port = level.first("sctp-port") or str(_DEFAULT_SCTP_PORT)
     else:
         return None
-    if not _NUMBER.fullmatch(port) or not 0 < int(port) < 65536:
+    if not NUMBER.fullmatch(port) or not 0 < int(port) < 65536:
         raise OfferError(f"{level.name} has no valid SCTP port (a=sctp-port)")
     size = level.first("max-message-size") or str(_DEFAULT_MAX_MESSAGE_SIZE)
-    if not _NUMBER.fullmatch(size):
+    if not NUMBER.fullmatch(size):
         raise OfferError(f"{level.name} has no valid a=max-message-size")
     return Data(
         kind=section.kind,
@@ -375,7 +326,7 @@ def _data(section: Section, level: _Level) -> Data | None:
     )
 
 
-def _find(transport: Sequence[_Level], attribute: str) -> Sequence[str]:
+def _find(transport: Sequence[Level], attribute: str) -> Sequence[str]:
     """The values at the first level that has the attribute."""
     for level in transport:
         if attribute in level.attributes:
@@ -383,19 +334,15 @@ def _find(transport: Sequence[_Level], attribute: str) -> Sequence[str]:
     return ()
 
 
-def _credentials(transport: Sequence[_Level]) -> Credentials:
-    tagged = transport[0].name
+def _credentials(transport: Sequence[Level]) -> Credentials:
     # Both of one level: a ufrag and another section's password are no pair.
-    level = next((each for each in transport if "ice-ufrag" in each.attributes), transport[0])
-    ufrag, password = level.first("ice-ufrag"), level.first("ice-pwd")
-    if ufrag is None or not _UFRAG.fullmatch(ufrag):
-        raise OfferError(f"{tagged} has no valid a=ice-ufrag (4 to 256 letters, digits, + and /)")
-    if password is None or not _PASSWORD.fullmatch(password):
-        raise OfferError(f"{tagged} has no valid a=ice-pwd (22 to 256 letters, digits, + and /)")
-    return Credentials(ufrag, password)
+    for level in transport:
+        if "ice-ufrag" in level.attributes:
+            return level.credentials()
+    return transport[0].credentials()
 
 
-def _fingerprints(transport: Sequence[_Level]) -> tuple[tuple[str, bytes], ...]:
+def _fingerprints(transport: Sequence[Level]) -> tuple[tuple[str, bytes], ...]:
     tagged = transport[0].name
     found: dict[tuple[str, bytes], None] = {}
     values = _find(transport, "fingerprint")
@@ -414,7 +361,7 @@ def _fingerprints(transport: Sequence[_Level]) -> tuple[tuple[str, bytes], ...]:
     return tuple(found)
 
 
-def _setup(transport: Sequence[_Level]) -> str:
+def _setup(transport: Sequence[Level]) -> str:
     values = _find(transport, "setup")
     if not values or values[0] not in ("actpass", "active", "passive"):
         raise OfferError(f"{transport[0].name} has no a=setup of actpass, active or passive")
