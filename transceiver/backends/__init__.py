@@ -140,7 +140,17 @@ def _parrot(options: Options) -> Factory:
     return Parrot.of(options)
 
 
-BACKENDS: dict[str, Callable[[Options], Factory]] = {"echo": _echo, "parrot": _parrot}
+def _realtime(options: Options) -> Factory:
+    from transceiver.backends.realtime import Realtime
+
+    return Realtime.of(options)
+
+
+BACKENDS: dict[str, Callable[[Options], Factory]] = {
+    "echo": _echo,
+    "parrot": _parrot,
+    "realtime": _realtime,
+}
 """Those that are built in, by the name they have on the command line.
 
 Each takes options or raises ShuntError; what a backend is made of is imported when it is asked for.

@@ -44,12 +44,18 @@ class Playout:
         self._conversation = conversation
         self._channel = channel
         self._parts: deque[_Part] = deque()
+        self._said = 0.0  # seconds, of all parts
         self._audible: str | None = None
 
     @property
     def playing(self) -> bool:
         """Whether there is something to cut: audio that waits, or an item that is unfinished."""
         return bool(self._parts)
+
+    @property
+    def items(self) -> int:
+        """How many wait, or are heard."""
+        return len(self._parts)
 
     def say(self, response_id: str, item_id: str, content_index: int, pcm: bytes) -> None:
         """Queue a piece of an item; BacklogFull if there is no room."""
@@ -59,8 +65,10 @@ class Playout:
         if last is None or (last.response_id, last.item_id, last.content_index) != key:
             last = _Part(*key)
             self._parts.append(last)
-        last.said += len(pcm) / 2 / self._conversation.rate
+        seconds = len(pcm) / 2 / self._conversation.rate
+        last.said += seconds
         last.finished = False
+        self._said += seconds
         self.advance()
 
     def finish(self, response_id: str) -> None:
@@ -84,10 +92,11 @@ class Playout:
             if self._audible != part.response_id:
                 self._audible = part.response_id
                 self._tell("started", part.response_id)
-            later = sum(other.said for other in self._parts) - part.said
+            later = self._said - part.said
             if backlog > later + EXACT or (len(self._parts) == 1 and not part.finished):
                 return
             self._parts.popleft()
+            self._said = later if self._parts else 0.0
             if not self._parts or self._parts[0].response_id != part.response_id:
                 self._audible = None
                 self._tell("stopped", part.response_id)
@@ -107,6 +116,7 @@ class Playout:
                 cuts.append(Cut(part.response_id, part.item_id, part.content_index, heard_ms))
         self._tell("cleared", self._parts[0].response_id)
         self._parts.clear()
+        self._said = 0.0
         self._audible = None
         return cuts[::-1]
 
