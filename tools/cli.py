@@ -160,12 +160,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _output(doctor)
 
-    benches = _noun(nouns, "bench", "what the relay costs, against bare programs, in one run")
+    benches = _noun(nouns, "bench", "what Shunt costs, and its baselines, in one run")
     for name, text in (
         ("dataplane", "nanoseconds a packet, by test runs"),
         ("live", "packets a second over veth, with up to a million flows"),
         ("survival", "packets lost when the agent ends, or the program changes, amid traffic"),
         ("agent", "routes a second through its socket, and what a million slots cost it"),
+        ("transceiver", "sessions a core, delay and setup, against stock aiortc and libopus"),
     ):
         bench = _command(benches, name, _bench, text, root=True)
         bench.set_defaults(bench=name)

@@ -61,9 +61,9 @@ def map_memory(pins: Path, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def machine(pins: Path, cpu: int | None) -> dict[str, Any]:
-    """Where a bench ran, and what: for its report. *cpu*: the one that it was kept on, if it
-    was."""
+def machine(pins: Path | None, cpu: int | None) -> dict[str, Any]:
+    """Where a bench ran, and what: for its report. *pins*: of the program, if there was one; *cpu*:
+    the one that the bench was kept on, if it was."""
     model = next(
         (
             line.split(":", 1)[1].strip()
@@ -78,5 +78,5 @@ def machine(pins: Path, cpu: int | None) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "pinned_to_cpu": cpu,
         "load_average": os.getloadavg()[0],
-        "program": [asdict(size) for size in program_sizes(pins)],
+        **({"program": [asdict(size) for size in program_sizes(pins)]} if pins else {}),
     }

@@ -46,12 +46,13 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing that was measured: a value for each round, in the report's unit."""
+    """One thing that was measured: a value for each round, in the report's unit, or in its own."""
 
     name: str
     what: str
     rounds: tuple[float, ...]
     method: str = ""
+    unit: str = ""
 
     @property
     def spread(self) -> Spread:
@@ -90,6 +91,7 @@ class Report:
                     "name": case.name,
                     "what": case.what,
                     "method": case.method,
+                    "unit": case.unit or self.unit,
                     **case.spread.to_json(),
                     "rounds": list(case.rounds),
                 }

@@ -39,6 +39,10 @@ def _bench(name: str) -> Callable[..., Report]:
         from tools.bench import agent
 
         return agent.run
+    if name == "transceiver":
+        from tools.bench import transceiver
+
+        return transceiver.run
     from tools.bench import dataplane
 
     return dataplane.run

@@ -15,6 +15,8 @@ def show(console: Console, report: Report, held: Sequence[Held]) -> None:
     """The cases, what else was found, and the targets."""
     if report.bench == "survival":
         _show_events(console, report)
+    elif report.bench == "transceiver":
+        _show_calls(console, report)
     else:
         _show_cases(console, report)
     _show_facts(console, report)
@@ -64,6 +66,57 @@ def _show_events(console: Console, report: Report) -> None:
     console.print(grid(title, columns, rows))
 
 
+def _show_calls(console: Console, report: Report) -> None:
+    facts = report.facts
+    console.print(
+        grid(
+            f"transceiver, {_rounds(report)}",
+            ("case", "what", "unit", "median", "least", "most", "× stock"),
+            [_call(report, case) for case in report.cases],
+        )
+    )
+    loads = facts["loads"].items()
+    console.print(
+        grid(
+            "while sessions were counted",
+            ("who", "calls", "of its core"),
+            [
+                (who, _range(each, "calls", ".0f"), _range(each, "share", ".0%"))
+                for who, each in loads
+            ],
+        )
+    )
+    codec = [_range(facts["codec"], f"{what}_us", ".0f") for what in ("decoding", "encoding")]
+    console.print(f"libopus takes {codec[0]} µs to decode a packet, {codec[1]} µs to encode one")
+    points = facts["memory"]["come_and_gone"]
+    console.print(
+        grid(
+            "memory of the transceiver",
+            ("sessions come and gone", "MiB", "tasks", "descriptors"),
+            [
+                (p["sessions"], f"{p['bytes'] / 2**20:.1f}", p["tasks"], p["descriptors"])
+                for p in points
+            ],
+        )
+    )
+
+
+def _call(report: Report, case: Case) -> tuple[str, ...]:
+    who, _, rest = case.name.partition(".")
+    stock, ratio = f"stock.{rest}", ""
+    if who != "stock" and any(each.name == stock for each in report.cases):
+        ratio = f"{report.ratio(case.name, stock).median:.2f}"
+    spread = case.spread
+    values = (f"{value:,.1f}" for value in (spread.median, spread.low, spread.high))
+    return (case.name, case.what, case.unit, *values, ratio)
+
+
+def _range(found: Sequence[Mapping[str, float]], key: str, form: str) -> str:
+    """The least and the most."""
+    least, most = (format(end(each[key] for each in found), form) for end in (min, max))
+    return least if least == most else f"{least}–{most}"
+
+
 def _base(report: Report, case: Case) -> str | None:
     """What the case is compared with: live, the redirect its way; of the agent, the one that has
     nothing."""
@@ -89,14 +142,18 @@ def _numbers(case: Case, bench: str) -> tuple[str, ...]:
 
 def _show_facts(console: Console, report: Report) -> None:
     facts = report.facts
-    console.print(
-        grid(
-            "program",
-            ("part", "instructions verified", "instructions", "bytes of machine code"),
-            [(p["name"], p["verified"], p["xlated"] // 8, p["jited"]) for p in facts["program"]],
+    if "program" in facts:
+        console.print(
+            grid(
+                "program",
+                ("part", "instructions verified", "instructions", "bytes of machine code"),
+                [
+                    (p["name"], p["verified"], p["xlated"] // 8, p["jited"])
+                    for p in facts["program"]
+                ],
+            )
         )
-    )
-    if "memory" in facts:
+    if "memory" in facts and report.bench != "transceiver":
         console.print(
             grid(
                 "memory of the maps",

@@ -1,0 +1,1 @@
+"""What `shunt bench transceiver` places calls with, and whom it calls: a lean client, two bots."""
