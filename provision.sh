@@ -50,12 +50,12 @@ ID='' VERSION_ID='' PRETTY_NAME=''
 packages='python3-venv python3-bpfcc linux-libc-dev iproute2 nftables'
 case $ID:$VERSION_ID in
 debian:12)
-	for_tests='shellcheck espeak-ng chromium vagrant prometheus systemd'
+	for_tests='shellcheck espeak-ng chromium vagrant prometheus systemd golang-go golang-github-pion-webrtc.v3-dev'
 	;;
 ubuntu:24.04)
 	# No chromium (a snap, which cannot be started in a network namespace of ours) and no vagrant
 	# (not packaged): the tests that need them skip and say so.
-	for_tests='shellcheck espeak-ng prometheus systemd'
+	for_tests='shellcheck espeak-ng prometheus systemd golang-go golang-github-pion-webrtc.v3-dev'
 	;;
 *)
 	die "cannot provision ${PRETTY_NAME:-this system}: the ones known are Debian 12 and Ubuntu 24.04." \

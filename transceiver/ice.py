@@ -34,11 +34,12 @@ he cannot move media, since no answer comes from where he claims to be; who also
 and hands our check on to the client, and the client's answer to us, is a NAT like any other, and
 gets what is encrypted. He cannot hold media at an address that the client left for longer than
 `hold`. He can begin contests: one in `quiet`, some hundred bytes to the client each. He cannot
-use up paths that have answered (those that have not go first), nor room (`MAX_PATHS`, and one
-check of each kind in flight for each). He cannot make us loud: a request that is not authentic
-gets at most one answer no longer than itself, ten a second for a session; a path that is not
-selected gets at most three times the bytes of its own authentic requests, answers and checks and
-repetitions together, and a session begins at most `1 / PACE` checks a second.
+use up paths that have answered (those that have not go first), nor room: there are `MAX_PATHS`,
+each with one triggered check in flight, and 30 s after he ends nothing is left of him. He cannot
+make us loud: a request that is not authentic gets at most one answer no longer than itself, ten a
+second for a session; a path that is not selected gets at most three times the bytes of its own
+authentic requests, answers and checks and repetitions together, and a session begins at most
+`1 / PACE` checks a second.
 
 Generations. An ICE restart (RFC 8445 section 9) brings new credentials on both sides. Checks of
 both generations are answered, each with its own password, and media and consent go on as they
@@ -155,7 +156,7 @@ class Selected:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """*address* made room for another one."""
+    """*address* made room for another one, or nothing came from there for the consent timeout."""
 
     address: Address
 
@@ -300,6 +301,11 @@ class IceSession:
         return self._selected.address if self._selected else None
 
     @property
+    def paths(self) -> list[Address]:
+        """Where authentic checks came from, the selected one among them; at most `MAX_PATHS`."""
+        return list(self._paths)
+
+    @property
     def heard_at(self) -> float | None:
         """When anything last came from the client, on any path."""
         return max((path.heard_at for path in self._paths.values()), default=None)
@@ -358,6 +364,7 @@ class IceSession:
             self._begin_contest(now)
         self._judge(now)
         self._keep_consent(now)
+        self._forget_the_silent(now)
 
     def next_deadline(self) -> float | None:
         """When `poll` wants to be called, at the latest."""
@@ -370,6 +377,7 @@ class IceSession:
             deadlines.append(self._consent_due_at)
         if (end := self._consent_ends_at()) is not None:
             deadlines.append(end)
+        deadlines += [self._silent_from(path) for path in self._spare()]
         return min(deadlines, default=None)
 
     def take_datagrams(self) -> list[tuple[bytes, Address]]:
@@ -451,10 +459,26 @@ class IceSession:
 
     def _forget_one(self) -> None:
         """Make room: paths that never answered go first, then the one that did longest ago."""
-        path = min(
-            (path for path in self._paths.values() if path is not self._selected),
-            key=lambda path: (path.answered_at or float("-inf"), path.asked_at),
+        self._forget(
+            min(
+                self._spare(),
+                key=lambda path: (path.answered_at or float("-inf"), path.asked_at),
+            )
         )
+
+    def _forget_the_silent(self, now: float) -> None:
+        """The relay has closed their slots by now, or nobody was ever there."""
+        for path in self._spare():
+            if now >= self._silent_from(path):
+                self._forget(path)
+
+    def _silent_from(self, path: _Path) -> float:
+        return path.heard_at + self._timing.consent_timeout
+
+    def _spare(self) -> list[_Path]:
+        return [path for path in self._paths.values() if path is not self._selected]
+
+    def _forget(self, path: _Path) -> None:
         del self._paths[path.address]
         self._drop_checks([key for key, check in self._checks.items() if check.path is path])
         self.events.append(Forgotten(path.address))
@@ -656,10 +680,8 @@ class IceSession:
         left_at = min(max(began_at, selected.heard_at) + quiet, began_at + self._timing.hold)
         others = [
             path
-            for path in self._paths.values()
-            if path is not selected
-            and path.answered_at is not None
-            and path.answered_at >= began_at - self._timing.quiet
+            for path in self._spare()
+            if path.answered_at is not None and path.answered_at >= began_at - self._timing.quiet
         ]
         if now >= over_at:
             self._contested_at = None

@@ -6,26 +6,21 @@ import os
 import signal
 import subprocess
 import sys
-import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
 from loader.client import AgentClient, AgentUnavailable
 from loader.maps import Maps
 from tests.endtoend.conftest import ufrags
 from tests.endtoend.waiting import eventually
+from tests.speech import SENTENCE, likeness, read, speak
 from tools.call import CallReport, place_call
 from tools.labstate import Lab
 from tools.netns import run_in
-
-SENTENCE = "The quick brown fox jumps over the lazy dog, and then it rests for a while."
-WINDOW = 0.02  # seconds of one point of an envelope
 
 
 def call(lab: Lab, number: int = 0, **how: Any) -> CallReport:
@@ -34,25 +29,6 @@ def call(lab: Lab, number: int = 0, **how: Any) -> CallReport:
     return run_in(
         lab.client_namespace,
         lambda: asyncio.run(place_call(url, key=lab.api_key, **how)),
-    )
-
-
-def envelope(path: Path) -> npt.NDArray[np.float64]:
-    """Loudness of each 20 ms."""
-    with wave.open(str(path)) as file:
-        rate, channels = file.getframerate(), file.getnchannels()
-        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(float)
-    mono = samples.reshape(-1, channels).mean(axis=1)
-    size = int(rate * WINDOW)
-    frames = mono[: len(mono) // size * size].reshape(-1, size)
-    return np.asarray(np.sqrt((frames**2).mean(axis=1)))
-
-
-def likeness(said: npt.NDArray[np.float64], heard: npt.NDArray[np.float64]) -> float:
-    """The best correlation of what was said with any stretch of what was heard."""
-    return max(
-        float(np.corrcoef(said, heard[at : at + len(said)])[0, 1])
-        for at in range(len(heard) - len(said) + 1)
     )
 
 
@@ -72,9 +48,9 @@ def test_audio_goes_both_ways_and_only_through_the_relay(lab: Lab, maps: Maps, n
 
 def test_what_comes_back_is_what_was_said(lab: Lab, tmp_path: Path) -> None:
     said, heard = tmp_path / "said.wav", tmp_path / "heard.wav"
-    subprocess.run(["espeak-ng", "-w", str(said), SENTENCE], check=True)
+    speak(SENTENCE, said)
     call(lab, audio=said, save=heard)
-    assert likeness(envelope(said), envelope(heard)) >= 0.9
+    assert likeness(read(said), read(heard)) >= 0.9
 
 
 def test_the_route_is_in_the_map_during_the_call_and_gone_after_it(lab: Lab, maps: Maps) -> None:

@@ -1,13 +1,16 @@
 """The shared socket on loopback: what comes reaches its session at once, what fails is counted."""
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import AsyncIterator, Iterator
 
+import aioice
 import pytest
 
 from tests.transceiver.caller import eventually
+from tests.transceiver.nat import Nat
 from transceiver import stun
 from transceiver.ice import (
     Authenticated,
@@ -314,3 +317,43 @@ def test_only_mapped_addresses_are_taken_for_ipv4() -> None:
     assert _plain("::ffff:198.18.0.10", 5) == ("198.18.0.10", 5)
     for host in ("::ffff:0:198.18.0.10", "::198.18.0.10", "::ffff:c000", "2001:db8::1", "::1"):
         assert _plain(host, 5) == (host, 5)
+
+
+async def call_by_aioice(channel: Channel, server: Address) -> aioice.Connection:
+    """A client of aioice's, connected to *channel*."""
+    caller = aioice.Connection(ice_controlling=True, components=1)
+    caller.remote_username = channel.ice.local.ufrag
+    caller.remote_password = channel.ice.local.password
+    await caller.gather_candidates()
+    channel.set_remote(Credentials(caller.local_username, caller.local_password))
+    channel.open()
+    host, port = server
+    await caller.add_remote_candidate(aioice.Candidate("1", 1, "udp", 1, host, port, "host"))
+    await caller.add_remote_candidate(None)
+    async with asyncio.timeout(TIMEOUT):
+        await caller.connect()
+        await channel.wait_selected()
+    return caller
+
+
+async def test_aioice_is_a_client_like_any_other(
+    shared: SharedSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It roams without saying so: its routine check comes from another port, with no nomination."""
+    # aioice leaves loopback out; here both ends stay on it, on any machine.
+    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda **_: ["127.0.0.1"])
+    monkeypatch.setattr("aioice.ice.CONSENT_INTERVAL", 0.2)
+    channel = shared.channel(Credentials.fresh())
+    with Nat(shared.address) as nat:
+        caller = await call_by_aioice(channel, nat.address)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(caller.close)
+            for _ in range(2):
+                assert channel.selected == nat.public
+                channel.send(MEDIA)
+                await caller.send(MEDIA)
+                async with asyncio.timeout(TIMEOUT):
+                    assert await caller.recv() == MEDIA
+                    assert await channel.receive() == MEDIA
+                nat.rebind()
+                await eventually(lambda: channel.selected == nat.public)

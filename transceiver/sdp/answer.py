@@ -4,7 +4,8 @@ Short, and what every stack takes. Where they differ:
 
 - GStreamer wants a=mid, ICE credentials and a=setup in each section, also in a refused one, and
   aiortc the credentials in each section, not in the session. So they are repeated, as browsers do.
-- Candidates are in the tagged section only (RFC 9143 section 10), as browsers have them.
+- Candidates are in each section, though one would do (RFC 9143 section 10): aiortc takes those of
+  the last section that shares the transport, and no others.
 - Opus is answered as mono by saying nothing: the defaults of stereo and sprop-stereo are 0
   (RFC 7587 section 6.1), and a client is free to send stereo, which is mixed down here.
 - Neither header extensions, nor RTCP feedback, nor reduced-size RTCP are taken up; nor is there an
@@ -72,17 +73,20 @@ def role(offer: Offer) -> bool:
     return offer.setup != "active"
 
 
-def write(offer: Offer, local: Local) -> str:
-    """The answer, with CRLF after each line.
+def write(offer: Offer, local: Local, *, is_client: bool | None = None) -> str:
+    """The answer, with CRLF after each line. *is_client*: our role in DTLS, where the association
+    is there already and keeps its roles (RFC 8842 section 5.5).
 
     A section for each of the offer's, in their order: those that are served with the VIPs as the
     only candidates, the others refused.
     """
+    if is_client is None:
+        is_client = role(offer)
     port, connection, candidate_lines = _addresses(local.vips)
     transport = (
         f"a=ice-ufrag:{local.credentials.ufrag}\r\n"
         f"a=ice-pwd:{local.credentials.password}\r\n"
-        f"a=setup:{'active' if role(offer) else 'passive'}\r\n"
+        f"a=setup:{'active' if is_client else 'passive'}\r\n"
     )
     secured = f"{transport}a=fingerprint:sha-256 {local.fingerprint}\r\n"
     parts = [f"v=0\r\no=- {local.session_id} {local.version} IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"]
@@ -102,8 +106,7 @@ def write(offer: Offer, local: Local) -> str:
             parts.append(_refusal(section) + mid + transport)
             continue
         parts.append(f"m={section.kind} {media}\r\n{connection}{mid}{secured}{own}")
-        if not offer.mids or section.mid == offer.mids[0]:
-            parts.append(candidate_lines)
+        parts.append(candidate_lines)
     return "".join(parts)
 
 

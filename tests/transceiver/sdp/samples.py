@@ -145,15 +145,12 @@ def _check_bundle(read: Offer, described: SessionDescription, served: Served) ->
     groups = [group.items for group in described.group]
     assert groups == ([list(read.mids)] if read.bundled else [])
     assert sorted(read.mids) == sorted(s.mid for s, _, _ in served if s.mid is not None)
-    with_candidates = [s for s, media, _ in served if media.ice_candidates]
-    assert len(with_candidates) == 1
-    assert with_candidates[0].mid == (read.mids[0] if read.mids else None)
     for _, media, lines in served:
-        assert lines.count("a=end-of-candidates") == bool(media.ice_candidates)
-        assert [(c.ip, c.port, c.type) for c in media.ice_candidates] in (
-            [],
-            [("2001:db8:18::1", 3478, "host"), ("198.18.0.1", 3478, "host")],
-        )
+        assert lines.count("a=end-of-candidates") == 1
+        assert [(c.ip, c.port, c.type) for c in media.ice_candidates] == [
+            ("2001:db8:18::1", 3478, "host"),
+            ("198.18.0.1", 3478, "host"),
+        ]
 
 
 def _check_audio(read: Offer, served: Served) -> None:

@@ -83,6 +83,9 @@ def test_an_answer_in_full() -> None:
             fingerprint,
             "a=sctp-port:5000",
             "a=max-message-size:65536",
+            "a=candidate:0 1 udp 2130706431 2001:db8:18::1 3478 typ host",
+            "a=candidate:1 1 udp 2130706175 198.18.0.1 3478 typ host",
+            "a=end-of-candidates",
         ],
         [
             "m=video 0 UDP/TLS/RTP/SAVPF 96",
@@ -142,10 +145,14 @@ def test_data_as_the_drafts_had_it_is_answered_so() -> None:
 
 
 def test_the_group_is_in_the_offerers_order() -> None:
-    session, audio, data = answer(offer(AUDIO, DATA, bundle="1 0"))
+    session, *_ = answer(offer(AUDIO, DATA, bundle="1 0"))
     assert "a=group:BUNDLE 1 0" in session
-    assert "a=end-of-candidates" in data
-    assert "a=end-of-candidates" not in audio
+
+
+def test_the_roles_of_an_association_stay_whatever_the_next_offer_says() -> None:
+    again = write(parse(GOOD), LOCAL, is_client=False)
+    assert "a=setup:passive" in again
+    assert "a=setup:active" not in again
 
 
 def test_bundle_only_sections_get_a_port() -> None:
@@ -175,7 +182,5 @@ def test_ipv6_is_preferred_and_the_families_take_turns() -> None:
 
 
 def test_video_is_refused_wherever_it_stands() -> None:
-    _, video, audio, data = answer(offer(VIDEO, AUDIO, DATA, bundle="2 0 1"))
+    _, video, *_ = answer(offer(VIDEO, AUDIO, DATA, bundle="2 0 1"))
     assert video[0] == "m=video 0 UDP/TLS/RTP/SAVPF 96"
-    assert "a=end-of-candidates" in audio
-    assert "a=end-of-candidates" not in data

@@ -1,0 +1,85 @@
+"""Something to say, its way into Opus and back, and how like it is what was heard."""
+
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from transceiver.media.opus import Decoder, Encoder
+
+__all__ = [
+    "RATE",
+    "SENTENCE",
+    "Samples",
+    "from_opus",
+    "likeness",
+    "read",
+    "speak",
+    "speech",
+    "to_opus",
+]
+
+SENTENCE = "The quick brown fox jumps over the lazy dog, and then it rests for a while."
+RATE = 48000
+FRAME = RATE // 50
+"""Samples of one packet, and of one point of an envelope: 20 ms."""
+
+Samples = npt.NDArray[np.int16]
+"""Mono, 48 kHz."""
+
+
+def speak(text: str, path: Path) -> None:
+    """Write *text*, spoken, as a WAV file."""
+    subprocess.run(["espeak-ng", "-w", str(path), text], check=True)
+
+
+def speech(text: str) -> Samples:
+    """*text*, spoken."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "speech.wav"
+        speak(text, path)
+        return read(path)
+
+
+def read(path: Path) -> Samples:
+    """What is in an audio file."""
+    to_mono = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+    with av.open(str(path)) as file:
+        parts = [
+            part.to_ndarray().reshape(-1)
+            for frame in file.decode(audio=0)
+            for part in to_mono.resample(frame)
+        ]
+    return np.concatenate(parts).astype(np.int16)
+
+
+def to_opus(samples: Samples) -> list[bytes]:
+    """Packets of 20 ms; what is left over at the end is left out."""
+    encoder = Encoder(RATE, bitrate=32000, complexity=5)
+    whole = samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME)
+    return [encoder.encode(frame.tobytes()) for frame in whole]
+
+
+def from_opus(packets: Iterable[bytes]) -> Samples:
+    """What packets that follow each other hold."""
+    decoder = Decoder(RATE)
+    return np.frombuffer(b"".join(map(decoder.decode, packets)), np.int16)
+
+
+def likeness(said: Samples, heard: Samples) -> float:
+    """The best correlation of how loud what was said is, with any stretch of what was heard."""
+    mine, theirs = _envelope(said), _envelope(heard)
+    return max(
+        float(np.corrcoef(mine, theirs[at : at + len(mine)])[0, 1])
+        for at in range(len(theirs) - len(mine) + 1)
+    )
+
+
+def _envelope(samples: Samples) -> npt.NDArray[np.float64]:
+    """Loudness of each 20 ms."""
+    windows = samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME).astype(float)
+    return np.asarray(np.sqrt((windows**2).mean(axis=1)))
