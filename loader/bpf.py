@@ -14,16 +14,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = [
     "MACHINES",
+    "BtfTypes",
     "Map",
     "MapInfo",
     "ProgramInfo",
     "TestRun",
+    "btf_data",
+    "btf_types",
+    "create_map",
     "live_run",
+    "load_btf",
+    "load_xdp",
     "map_info",
+    "map_name",
     "pin",
     "pinned",
     "possible_cpus",
@@ -34,11 +41,14 @@ __all__ = [
 ]
 
 _LOOKUP, _UPDATE, _DELETE = 1, 2, 3
+_PROGRAM_LOAD, _BTF_LOAD = 5, 18
 _OBJ_PIN, _OBJ_GET, _TEST_RUN, _PROGRAM_BY_ID, _INFO_BY_FD, _TAKE = 6, 7, 10, 13, 15, 21
 _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 24, 26, 27
 _MAP_CREATE, _ARRAY, _ARRAY_OF_MAPS = 0, 2, 12
 
 NOEXIST, EXIST = 1, 2
+_XDP = 6  # BPF_PROG_TYPE_XDP
+_NAME = 15  # characters of a name that the kernel keeps
 READ_ONLY_PROGRAM = 1 << 7  # a flag that BCC sets for maps that no program writes
 _LIVE_FRAMES = 1 << 1
 
@@ -64,7 +74,7 @@ def _bpf(command: int, attributes: "ctypes.Array[ctypes.c_char]") -> int:
     return result
 
 
-def _attributes(layout: str, *values: int) -> "ctypes.Array[ctypes.c_char]":
+def _attributes(layout: str, *values: int | bytes) -> "ctypes.Array[ctypes.c_char]":
     packed = struct.pack("=" + layout, *values)
     return ctypes.create_string_buffer(packed.ljust(128, b"\0"), 128)
 
@@ -110,6 +120,70 @@ class MapInfo:
 def map_info(descriptor: int) -> MapInfo:
     """What the kernel says of the map behind *descriptor*."""
     return MapInfo(*struct.unpack_from("=6I", _info(descriptor)))
+
+
+def map_name(descriptor: int) -> str:
+    """A map's name, as far as the kernel keeps it: 15 characters."""
+    return _info(descriptor)[24:40].rstrip(b"\0").decode()
+
+
+class BtfTypes(NamedTuple):
+    """Which types of which BTF a map's entries are of; all 0 if the map has none."""
+
+    btf: int
+    key: int
+    value: int
+
+
+def btf_types(descriptor: int) -> BtfTypes:
+    """What the kernel knows of the types of a map's entries."""
+    return BtfTypes(*struct.unpack_from("=3I", _info(descriptor), 64))
+
+
+def btf_data(descriptor: int) -> bytes:
+    """The BTF behind a descriptor, as it was loaded."""
+    info = ctypes.create_string_buffer(64)
+    _bpf(_INFO_BY_FD, _attributes("IIQ", descriptor, len(info), _address(info)))
+    (size,) = struct.unpack_from("=I", info.raw, 8)
+    data = ctypes.create_string_buffer(size)
+    struct.pack_into("=QI", info, 0, _address(data), size)
+    _bpf(_INFO_BY_FD, _attributes("IIQ", descriptor, len(info), _address(info)))
+    return data.raw
+
+
+def load_btf(data: bytes) -> int:
+    """A descriptor of the loaded BTF; the caller closes it. Raises OSError."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    return _bpf(_BTF_LOAD, _attributes("QQIII", _address(buffer), 0, len(data), 0, 0))
+
+
+def create_map(name: str, info: MapInfo, btf: int, types: BtfTypes) -> int:
+    """A descriptor of a new map like *info*, whose id does not count; the caller closes it. *btf*
+    is a descriptor of the BTF that *types* are of, if they are of any. Raises OSError."""
+    return _bpf(
+        _MAP_CREATE,
+        _attributes(
+            "7I16s4I",
+            *(info.type, info.key_size, info.value_size, info.max_entries, info.flags, 0, 0),
+            name.encode()[:_NAME],
+            *(0, btf if any(types) else 0, types.key, types.value),
+        ),
+    )
+
+
+def load_xdp(name: str, code: bytes, *, license: str) -> int:
+    """A descriptor of an XDP program of these instructions; the caller closes it. Raises OSError,
+    also if the verifier refuses it."""
+    instructions = ctypes.create_string_buffer(code, len(code))
+    licensed = ctypes.create_string_buffer(license.encode())
+    return _bpf(
+        _PROGRAM_LOAD,
+        _attributes(
+            "IIQQIIQII16s",
+            *(_XDP, len(code) // 8, _address(instructions), _address(licensed), 0, 0, 0, 0, 0),
+            name.encode()[:_NAME],
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,19 +10,26 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
 
 from loader import bpf
-from loader.pinned_set import PARTS, PROGRAM
+from loader.cache import Cache, libraries, name_of
+from loader.cache import folder as cache_folder
+from loader.image import Image, MapImage, ProgramImage, pin_programs, references
 from loader.sizes import sizes
 from loader.source import compiler_flags, entry_source, kernel_source, parts
 
 __all__ = ["compile_and_pin"]
 
+_ENTRY, _CALLS = "shunt", "parts"  # of bpf/shunt.c and bpf/maps.h
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
-def compile_and_pin(folder: Path, inside: int) -> None:
+def compile_and_pin(folder: Path, inside: int) -> Image:
     """Compile for this kernel and pin in *folder*. BCC writes what went wrong to stderr."""
     flags = sizes(inside).flags
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,16 +37,74 @@ def compile_and_pin(folder: Path, inside: int) -> None:
     from bcc import BPF  # it looks for kernel headers once, when imported
 
     program = BPF(text=entry_source().encode(), cflags=compiler_flags(folder) + flags)
-    calls = bpf.Map(program["parts"].get_fd())  # BCC's descriptor, and BCC's to close
-    for index, name in parts().items():
-        part = program.load_func(name, BPF.XDP)
-        calls.update(index.to_bytes(4, "little"), part.fd.to_bytes(4, "little"))
-    function = program.load_func("shunt", BPF.XDP)
-    # The kernel empties a map of programs when its last pin and descriptor are gone.
-    bpf.pin(calls.descriptor, folder / f"{PARTS}{bpf.program_info(function.fd).id}")
-    fresh = folder / f"{PROGRAM}_{os.getpid()}"
-    bpf.pin(function.fd, fresh)
-    fresh.rename(folder / PROGRAM)
+    # BCC's descriptors, and BCC's to close.
+    loaded = {index: program.load_func(name, BPF.XDP).fd for index, name in parts().items()}
+    entry = program.load_func(_ENTRY, BPF.XDP).fd
+    pin_programs(folder, program[_CALLS].get_fd(), loaded, entry)
+    return _image(program, folder)
+
+
+def _image(program: Any, folder: Path) -> Image:
+    """What BCC has made of the source. Every map that this process has open is the program's."""
+    maps = {each: bpf.map_name(each) for each in _open_descriptors("bpf-map")}
+    (btf,) = _open_descriptors("btf")
+
+    def made(name: str) -> ProgramImage:
+        code = program.dump_func(name)
+        image = ProgramImage(name=name, code=code, maps=references(code, maps))
+        return replace(image, code=image.linked(dict.fromkeys(maps.values(), 0)))
+
+    return Image(
+        license=_license(program),
+        btf=bpf.btf_data(btf),
+        maps=[_map_image(each, pinned=(folder / maps[each]).exists()) for each in sorted(maps)],
+        calls=_CALLS,
+        entry=made(_ENTRY),
+        parts={index: made(name) for index, name in parts().items()},
+    )
+
+
+def _license(program: Any) -> str:
+    from bcc import lib
+
+    said: bytes = lib.bpf_module_license(program.module)
+    return said.decode()
+
+
+def _map_image(descriptor: int, *, pinned: bool) -> MapImage:
+    info, types = bpf.map_info(descriptor), bpf.btf_types(descriptor)
+    return MapImage(
+        name=bpf.map_name(descriptor),
+        type=info.type,
+        key_size=info.key_size,
+        value_size=info.value_size,
+        max_entries=info.max_entries,
+        flags=info.flags,
+        key_btf=types.key,
+        value_btf=types.value,
+        pinned=pinned,
+    )
+
+
+def _open_descriptors(kind: str) -> list[int]:
+    """Of this process, and of that kind: see proc_pid_fd(5)."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one by which this folder is read
+            if os.readlink(entry) in (f"anon_inode:{kind}", f"anon_inode:[{kind}]"):
+                found.append(int(entry.name))
+    return found
+
+
+def _keep(image: Image, inside: int) -> None:
+    """For the next start, which need not compile then. Says why not, if it cannot be kept."""
+    place = cache_folder(os.environ)
+    if place is None:
+        return
+    try:
+        Cache(place).keep(name_of(inside), image, libraries())
+    except (OSError, ValueError) as error:
+        print(f"what was compiled is not kept for the next start: {error}")
 
 
 def _end_with(parent: int) -> None:
@@ -52,4 +117,4 @@ def _end_with(parent: int) -> None:
 if __name__ == "__main__":
     folder, inside, parent = sys.argv[1:]
     _end_with(int(parent))
-    compile_and_pin(Path(folder), int(inside))
+    _keep(compile_and_pin(Path(folder), int(inside)), int(inside))

@@ -5,12 +5,13 @@
 
 import ctypes
 import errno
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from loader import bpf, types
+from loader import bpf, cache, types
 from loader.capabilities import Capability, require
 from loader.errors import ShuntError
 from loader.layout import layout
@@ -28,6 +29,8 @@ __all__ = [
     "pinned_program",
     "write_notebook",
 ]
+
+log = logging.getLogger(__name__)
 
 BPFFS = Path("/sys/fs/bpf")
 _COMPILE_LIMIT = 600.0  # seconds; it takes a few, and minutes on an emulated machine
@@ -93,8 +96,33 @@ def load(pins: Path, inside: int = 1) -> bpf.ProgramInfo:
 
 
 def compile_into(folder: Path, inside: int) -> bpf.ProgramInfo:
-    """Compile, and pin in *folder* with maps for so many inside addresses, as far as there are none
-    there yet. Raises ShuntError with the compiler's or the verifier's last words."""
+    """Load the program from the cache, or compile it, and pin it in *folder*, with maps for so many
+    inside addresses as far as there are none there yet. Raises ShuntError with the compiler's or
+    the verifier's last words."""
+    if not _take_kept(folder, inside):
+        _compile(folder, inside)
+    about = notebook(folder)
+    about.source[:] = list(digest(inside))
+    write_notebook(folder, about, inside)
+    return pinned_program(folder)
+
+
+def _take_kept(folder: Path, inside: int) -> bool:
+    """Whether there was a compiled program in the cache, which is pinned now."""
+    place = cache.folder(os.environ)
+    kept = cache.Cache(place).find(cache.name_of(inside)) if place else None
+    if kept is None:
+        return False
+    try:
+        kept.pin(folder)
+    except OSError as error:  # the kernel's reason is with the compiler's own attempt
+        log.warning("the program is compiled, as the kept one cannot be loaded: %s", error)
+        return False
+    log.info("the program was compiled before, and is taken from %s", place)
+    return True
+
+
+def _compile(folder: Path, inside: int) -> None:
     try:
         compiled = subprocess.run(
             [sys.executable, "-m", "loader.compile", str(folder), str(inside), str(os.getpid())],
@@ -111,10 +139,8 @@ def compile_into(folder: Path, inside: int) -> bpf.ProgramInfo:
         ) from None
     if compiled.returncode:
         raise ShuntError(*_explain(compiled.stderr.strip()))
-    about = notebook(folder)
-    about.source[:] = list(digest(inside))
-    write_notebook(folder, about, inside)
-    return pinned_program(folder)
+    if remark := compiled.stdout.strip():
+        log.info("%s", remark)
 
 
 def pinned_program(folder: Path) -> bpf.ProgramInfo:

@@ -20,11 +20,13 @@ __all__ = [
     "entry_source",
     "kernel_source",
     "parts",
+    "system_headers",
 ]
 
 BPF_FOLDER = Path(__file__).resolve().parent.parent / "bpf"
 
 _INCLUDE = re.compile(r'^#include "([a-z0-9_]+\.h)"$')
+_SYSTEM_INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
 _ENTRY = re.compile(r'X\((\d+),[\s\\]*(\w+),[\s\\]*"([^"]+)"\)')
 
 
@@ -74,12 +76,31 @@ def kernel_source() -> Path:
     return BPF_FOLDER / "kernel"
 
 
+def _include_folders() -> list[Path]:
+    """Where UAPI headers are."""
+    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
+    return [Path("/usr/include"), Path("/usr/include") / multiarch]
+
+
+def system_headers() -> list[Path]:
+    """The system's headers that the program may include, by way of others too; whatever `#if` says,
+    so there are some that it does not."""
+    texts = [entry_source(), *(h.read_text() for h in sorted(kernel_source().rglob("*.h")))]
+    found: dict[Path, None] = {}
+    while texts:
+        for name in _SYSTEM_INCLUDE.findall(texts.pop()):
+            for folder in _include_folders():
+                header = folder / name
+                if header not in found and header.is_file():
+                    found[header] = None
+                    texts.append(header.read_text(errors="replace"))
+    return sorted(found)
+
+
 def compiler_flags(pins: Path) -> list[str]:
     """Flags for BCC: where UAPI headers are, and where the maps are pinned."""
-    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
     return [
-        "-I/usr/include",
-        f"-I/usr/include/{multiarch}",
+        *(f"-I{folder}" for folder in _include_folders()),
         f'-DSHUNT_PINS="{pins}"',
         "-Wall",
         "-Wno-unused-function",

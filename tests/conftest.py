@@ -1,12 +1,25 @@
-"""The lab, for every test that needs real namespaces, an agent and transceivers."""
+"""What all tests share: a cache of compiled programs, and the lab, for every test that needs real
+namespaces, an agent and transceivers."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from loader.cache import SWITCH
 from tools import lab as labs
 from tools import topology
 from tools.labstate import Lab, current
+
+
+@pytest.fixture(scope="session", autouse=True)
+def suites_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where programs are kept that this run of the suite has compiled: it takes nobody else's, so
+    each that it needs is compiled once."""
+    place = tmp_path_factory.getbasetemp() / "programs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SWITCH, str(place))
+        yield place
 
 
 @pytest.fixture(scope="session")

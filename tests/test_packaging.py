@@ -102,7 +102,7 @@ def test_both_are_of_the_same_user_and_shut_in_alike(units: dict[str, Unit]) -> 
     assert agent["User"] == ["shunt"]
     assert len(shared) > 25
     assert {n: agent[n] for n in shared} == {n: program[n] for n in shared}
-    assert not program.keys() - agent.keys()
+    assert program.keys() - agent.keys() == {"CacheDirectory", "CacheDirectoryMode"}
 
 
 def test_the_agent_is_a_notifying_service_that_is_started_again(units: dict[str, Unit]) -> None:

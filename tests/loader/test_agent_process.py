@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from loader.cache import SWITCH
 from loader.client import AgentClient, AgentRefused, AgentUnavailable, Vip
 from loader.config import AgentConfig
 from loader.daemon import run, unload
@@ -1022,8 +1023,9 @@ async def test_a_killed_agent_loses_nothing_and_its_successor_adopts_it_all(
 
 
 def test_a_compiler_ends_with_the_agent_that_waits_for_it(
-    own_agent: AgentProcess, tmp_path: Path
+    own_agent: AgentProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(SWITCH, "off")
     own_agent.stop()
     tree = Version(tmp_path / "tree", OTHER_PROGRAM).folder
     process = own_agent.spawn(log=tmp_path / "log", tree=tree)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from loader.cache import SWITCH
 from loader.capabilities import Capability, held
 from loader.client import AgentClient
 from loader.maps import Maps
@@ -305,3 +306,23 @@ def test_the_user_unloads_it_again(agent: AgentProcess, loaded: User, user_host:
     assert (status, said) == (0, "")
     assert user_host.xdp("public") == user_host.xdp("inside") == "none"
     assert not loaded.pins.exists()
+
+
+def test_what_the_user_compiles_is_kept_for_the_user(
+    user: User, user_host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = user.folder / "cache"
+    monkeypatch.setenv(SWITCH, str(place))
+    keeps = User(user.uid, PINS.with_name(f"{PINS.name}-keeps"), user.folder)
+
+    def load() -> str:
+        keeps.pins.mkdir(mode=0o700)
+        os.chown(keeps.pins, user.uid, user.uid)
+        status, said = shunt(keeps, user_host, "load", *LOADS)
+        remove_pins(keeps.pins)
+        assert status == 0
+        return said
+
+    assert "taken from" not in load()
+    assert {each.stat().st_uid for each in (place, *place.iterdir())} == {user.uid}
+    assert f"compiled before, and is taken from {place}" in load()

@@ -123,6 +123,27 @@ class Version:
             )
         )
 
+    def load(self, pins: Path) -> str:
+        """Load that version's program and pin it below *pins*; "loaded", or what went wrong."""
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c"),
+                "from pathlib import Path\n"
+                "from loader import datapath\n"
+                "from loader.errors import ShuntError\n"
+                "try:\n"
+                f"    datapath.load(Path({str(pins)!r}))\n"
+                "    print('loaded')\n"
+                "except ShuntError as error:\n"
+                "    print(error.what)\n",
+            ],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
     def take_over(
         self,
         host: Host,
