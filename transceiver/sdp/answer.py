@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 SCTP_PORT = 5000
-MAX_MESSAGE_SIZE = 65536
+MAX_MESSAGE_SIZE = 262_144
 """The longest message that we take on a data channel, bytes."""
 
 _HOST_PRIORITY = 126 << 24 | 255

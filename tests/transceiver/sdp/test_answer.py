@@ -82,7 +82,7 @@ def test_an_answer_in_full() -> None:
             *transport,
             fingerprint,
             "a=sctp-port:5000",
-            "a=max-message-size:65536",
+            "a=max-message-size:262144",
             "a=candidate:0 1 udp 2130706431 2001:db8:18::1 3478 typ host",
             "a=candidate:1 1 udp 2130706175 198.18.0.1 3478 typ host",
             "a=end-of-candidates",
