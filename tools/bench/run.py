@@ -43,6 +43,10 @@ def _bench(name: str) -> Callable[..., Report]:
         from tools.bench import transceiver
 
         return transceiver.run
+    if name == "jitter":
+        from tools.bench import jitter
+
+        return jitter.run
     from tools.bench import dataplane
 
     return dataplane.run

@@ -1,5 +1,6 @@
 """What a bench prints for people; docs/performance.md has these tables."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ def show(console: Console, report: Report, held: Sequence[Held]) -> None:
         _show_events(console, report)
     elif report.bench == "transceiver":
         _show_calls(console, report)
+    elif report.bench == "jitter":
+        _show_delays(console, report)
     else:
         _show_cases(console, report)
     _show_facts(console, report)
@@ -115,6 +118,36 @@ def _range(found: Sequence[Mapping[str, float]], key: str, form: str) -> str:
     """The least and the most."""
     least, most = (format(end(each[key] for each in found), form) for end in (min, max))
     return least if least == most else f"{least}–{most}"
+
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_FULL = 320.0  # ms, of a whole bar
+
+
+def _show_delays(console: Console, report: Report) -> None:
+    """A line for each receiver on each trace; in the chart, a character is a second."""
+    delays, frames = [], []
+    for each in report.facts["lag"]:
+        trace, who = each["trace"], each["receiver"]
+
+        def values(*keys: str, digits: int, of: str = f"{trace}.{who}") -> list[str]:
+            found = (report.case(f"{of}.{key}").spread.median for key in keys)
+            return [f"{round(value, digits) + 0.0:.{digits}f}" for value in found]
+
+        numbers = values("p50", "p95", "p99", "left", digits=1)
+        delays.append((trace, who, *numbers, _bars(each["ms_by_second"])))
+        what = each["what"] if who == "shunt" else ""
+        counts = values("recovered", "concealed", "missing", "spoiled", digits=0)
+        frames.append((trace, what, who, *counts))
+    columns = ("trace", "who", "p50", "p95", "p99", "left", f"by the second, █ {_FULL:g} ms")
+    console.print(grid(f"jitter: added delay, ms, {_rounds(report)}", columns, delays))
+    kinds = ("recovered", "concealed", "missing", "spoiled")
+    console.print(grid("frames, of 30 s", ("trace", "what", "who", *kinds), frames))
+
+
+def _bars(values: Sequence[float]) -> str:
+    most = len(_BARS) - 1
+    return "".join(_BARS[min(most, math.ceil(most * value / _FULL))] for value in values)
 
 
 def _base(report: Report, case: Case) -> str | None:
