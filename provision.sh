@@ -50,7 +50,7 @@ ID='' VERSION_ID='' PRETTY_NAME=''
 packages='python3-venv python3-bpfcc linux-libc-dev iproute2 nftables'
 case $ID:$VERSION_ID in
 debian:12)
-	for_tests='shellcheck espeak-ng chromium vagrant prometheus systemd golang-go golang-github-pion-webrtc.v3-dev'
+	for_tests='shellcheck espeak-ng chromium firefox-esr vagrant prometheus systemd golang-go golang-github-pion-webrtc.v3-dev'
 	;;
 ubuntu:24.04)
 	# No chromium (a snap, which cannot be started in a network namespace of ours) and no vagrant

@@ -4,6 +4,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -45,10 +46,10 @@ def speech(text: str) -> Samples:
         return read(path)
 
 
-def read(path: Path) -> Samples:
+def read(source: Path | BinaryIO) -> Samples:
     """What is in an audio file."""
     to_mono = av.AudioResampler(format="s16", layout="mono", rate=RATE)
-    with av.open(str(path)) as file:
+    with av.open(source, "r") as file:
         parts = [
             part.to_ndarray().reshape(-1)
             for frame in file.decode(audio=0)
