@@ -4,6 +4,7 @@ Here is the contract between the two, and the backends by name. A backend knows 
 or the session that it serves; a session knows nothing of turns or models.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, slots=True)
 class AudioFormat:
     """How audio passes between session and backend, both ways.
@@ -45,7 +49,7 @@ OPUS = AudioFormat(48000, passthrough=True)
 
 
 class Conversation(Protocol):
-    """The session as its backend sees it. To be used on the event loop of the session only."""
+    """The session as its backend sees it. To be used on the event loop that calls the backend."""
 
     @property
     def rate(self) -> int:
@@ -90,8 +94,9 @@ class Conversation(Protocol):
 class Backend(Protocol):
     """One session's partner, made when the session is. Any exception out of it ends the session.
 
-    All is called on the event loop of the session, and all but `close` must return within a
-    millisecond or so, because every other session waits meanwhile.
+    All is called on one event loop, and that is the session's for those that come with Shunt: all
+    but `close` must return within a millisecond or so there, because every other session waits
+    meanwhile. Others' have a loop in a thread of their own (`transceiver.backends.isolation`).
     """
 
     @property
@@ -157,11 +162,37 @@ Each takes options or raises ShuntError; what a backend is made of is imported w
 """
 
 
+ISOLATIONS = ("loop", "thread")
+"""Where a backend runs, option `isolation`: on the event loop of the session, or in a thread and on
+a loop of its own, where it can hold nobody up. The latter is what others' get if not told else."""
+
+
 def make(name: str, options: Options | None = None) -> Factory:
     """What makes a backend for each session; ShuntError if there is none or it refuses *options*.
 
-    Called once a process, so that options that make no sense are known at its start.
+    Called once a process, so that options that make no sense are known at its start. A name that is
+    built in is never another's.
     """
-    if name not in BACKENDS:
-        raise ShuntError(f"there is no backend {name!r}", f"use one of: {', '.join(BACKENDS)}")
-    return BACKENDS[name](options or {})
+    from transceiver.backends import entrypoints
+
+    given = dict(options or {})
+    isolation = given.pop("isolation", "loop" if name in BACKENDS else "thread")
+    if isolation not in ISOLATIONS:
+        raise ShuntError(
+            f"isolation={isolation} makes no sense", f"it is one of: {', '.join(ISOLATIONS)}"
+        )
+    installed = entrypoints.names()
+    if name in BACKENDS:
+        if name in installed:
+            log.warning("the installed backend %s is not used: that name is built in", name)
+        factory = BACKENDS[name](given)
+    elif name in installed:
+        factory = entrypoints.load(name, given)
+    else:
+        every = ", ".join([*BACKENDS, *(each for each in installed if each not in BACKENDS)])
+        raise ShuntError(f"there is no backend {name!r}", f"use one of: {every}")
+    if isolation == "loop":
+        return factory
+    from transceiver.backends.isolation import isolated
+
+    return isolated(name, factory)

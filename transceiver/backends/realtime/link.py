@@ -24,6 +24,7 @@ import msgspec
 from aiohttp import ClientWebSocketResponse, WSCloseCode, WSMsgType
 from yarl import URL
 
+from transceiver.backends.allowance import Allowance
 from transceiver.backends.oai_events import Event
 from transceiver.backends.realtime.endpoint import Endpoint
 from transceiver.backends.realtime.outbox import Outbox
@@ -93,22 +94,6 @@ class _LostError(Exception):
 
 class _EndedError(Exception):
     """The server does not want this session, or not any more."""
-
-
-@dataclass(slots=True)
-class _Allowance:
-    """So much at once, and so much a second in the long run."""
-
-    most: float
-    rate: float
-    left: float
-    at: float
-
-    def take(self, amount: float, now: float) -> float:
-        """Take it; how many seconds to wait before the next is taken."""
-        self.left = min(self.most, self.left + (now - self.at) * self.rate) - amount
-        self.at = now
-        return max(0.0, -self.left / self.rate)
 
 
 class _Append(msgspec.Struct, tag_field="type", tag="input_audio_buffer.append"):
@@ -281,10 +266,8 @@ class _Connection:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     async def _read(self) -> None:
-        messages = _Allowance(most=2000, rate=500, left=2000, at=self._clock())
-        data = _Allowance(
-            most=MAX_MESSAGE * 2, rate=2 << 20, left=MAX_MESSAGE * 2, at=self._clock()
-        )
+        messages = Allowance.full(2000, 500, self._clock())
+        data = Allowance.full(2 * MAX_MESSAGE, 2 << 20, self._clock())
         number = 0
         while True:
             message = await self._ws.receive()
