@@ -38,6 +38,13 @@ __all__ = ["MTU", "Certificate", "Dtls", "DtlsError", "DtlsState", "Keys"]
 MTU = 1200
 """Bytes of a datagram in the handshake, at most. Data goes as it is given, and 37 bytes more."""
 
+EARLY = (0.15, 0.45)
+"""Seconds after a flight was first sent at which it goes again, unless there was an answer.
+
+OpenSSL waits for a second, which is a second of silence at the beginning of a call. So until
+then the same datagrams are sent twice more. To the peer, that is a network that duplicates: what
+he has had already, he drops by its sequence number."""
+
 LONGEST_MESSAGE = 32_768
 """Bytes of a handshake message. OpenSSL takes room for what is announced, ten messages ahead."""
 
@@ -127,9 +134,9 @@ def _verify(
     connection: SSL.Connection, certificate: crypto.X509, _error: int, depth: int, _ok: int
 ) -> bool:
     """Whether the handshake may go on: the peer's own certificate is one that he announced."""
-    if depth:  # whoever is said to have signed it
-        return True
     peer: _Peer = connection.get_app_data()
+    if depth or peer.is_verified:  # whoever is said to have signed it; or asked a second time
+        return True
     peer.is_verified = any(
         hmac.compare_digest(digest, _digest(certificate, algorithm))
         for algorithm, digest in peer.fingerprints
@@ -214,7 +221,9 @@ class Dtls:
             )
         )
         self._connection: SSL.Connection | None = None
-        self._deadline: float | None = None
+        self._timeout: float | None = None
+        self._flight: list[bytes] = []
+        self._repeats: list[float] = []
         self._ahead = 0
         self._datagrams: list[bytes] = []
         self._data: list[bytes] = []
@@ -250,20 +259,25 @@ class Dtls:
 
     def poll(self, now: float) -> None:
         """Send the last flight again, if it is time."""
-        connection, deadline = self._connection, self._deadline
-        if connection is None or deadline is None or now < deadline:
+        if self._repeats and now >= self._repeats[0]:
+            self._repeats.pop(0)
+            self._datagrams += self._flight
+        connection, timeout = self._connection, self._timeout
+        if connection is None or timeout is None or now < timeout:
             return
         try:
             connection.DTLSv1_handle_timeout()
         except SSL.Error as error:
-            self._fail(_reason(error) or "no answer")
+            self._fail(_reason(error))
             return
         self._flush(connection)
         self._schedule(connection, now)
 
     def next_deadline(self) -> float | None:
         """When `poll` has something to do, on the clock of *now*."""
-        return self._deadline
+        if self._repeats and (self._timeout is None or self._repeats[0] < self._timeout):
+            return self._repeats[0]
+        return self._timeout
 
     def send(self, data: bytes) -> None:
         """Application data, a datagram by itself. Raises DtlsError unless CONNECTED."""
@@ -340,8 +354,13 @@ class Dtls:
             while True:
                 self._data.append(connection.recv(_LONGEST_READ))
         except SSL.WantReadError:
-            self._flush(connection)
+            flight = self._flush(connection)
             self._schedule(connection, now)
+            if self._timeout is None:
+                self._repeats.clear()
+            elif flight:
+                self._flight = flight
+                self._repeats = [now + after for after in EARLY]
         except SSL.ZeroReturnError:
             self.close()
         except SSL.Error as error:
@@ -358,17 +377,19 @@ class Dtls:
         if profile is not None:
             self._keys = _export(connection, profile, is_client=self._is_client)
 
-    def _flush(self, connection: SSL.Connection) -> None:
-        """Put OpenSSL's records into datagrams."""
+    def _flush(self, connection: SSL.Connection) -> list[bytes]:
+        """Put OpenSSL's records into datagrams, to be sent, and return them."""
         try:
             records = connection.bio_read(_LONGEST_READ)
         except SSL.WantReadError:
-            return
-        self._datagrams += _packed(records)
+            return []
+        datagrams = list(_packed(records))
+        self._datagrams += datagrams
+        return datagrams
 
     def _schedule(self, connection: SSL.Connection, now: float) -> None:
         wait = connection.DTLSv1_get_timeout()
-        self._deadline = None if wait is None else now + wait
+        self._timeout = None if wait is None else now + wait
 
     def _say_goodbye(self) -> None:
         assert self._connection is not None
@@ -385,7 +406,8 @@ class Dtls:
     def _end(self, state: DtlsState) -> None:
         self.state = state
         self._connection = None
-        self._deadline = None
+        self._timeout = None
+        self._repeats.clear()
 
 
 def _is_handshake(body: bytes, expected: frozenset[int]) -> bool:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from OpenSSL import SSL
 
 from transceiver.dtls import (
+    EARLY,
     LONGEST_MESSAGE,
     MOST_AHEAD,
     MTU,
@@ -330,39 +331,74 @@ def test_no_deadline_once_connected() -> None:
     assert other.next_deadline() is None
 
 
-def test_a_flight_that_was_lost_goes_again() -> None:
-    one, other = started()
-    one.take_datagrams()
-    deadline = one.next_deadline()
-    assert deadline is not None
-    assert deadline > NOW
-    one.poll(deadline - 0.001)
-    assert one.take_datagrams() == []
-    deliver(retransmitted(one), other)
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_flight_that_was_lost_is_there_within_a_fifth_of_a_second(lost: int) -> None:
+    ends = one, other = started()
+    for number in range(lost):
+        deliver(ends[number % 2].take_datagrams(), ends[1 - number % 2])
+    assert ends[lost % 2].take_datagrams() != []
+    for end in ends:
+        end.poll(NOW + 0.2)
     exchange(one, other)
     assert (one.state, other.state) == (DtlsState.CONNECTED, DtlsState.CONNECTED)
+
+
+def test_a_flight_goes_three_times_in_the_first_half_second_and_not_before_its_time() -> None:
+    one, _ = started()
+    flight = one.take_datagrams()
+    times = []
+    for step in range(50):
+        one.poll(NOW + step / 100)
+        if again := one.take_datagrams():
+            assert again == flight
+            times.append(step / 100)
+    assert times == list(EARLY)
+
+
+def test_a_flight_that_was_answered_goes_no_more() -> None:
+    one, other = started()
+    deliver(one.take_datagrams(), other)
+    deliver(other.take_datagrams(), one)
+    answer = one.take_datagrams()
+    one.poll(NOW + EARLY[0])
+    assert one.take_datagrams() == answer
+    deliver(answer, other)
+    exchange(one, other)
+    for end in (one, other):
+        assert end.next_deadline() is None
+        end.poll(NOW + 100)
+        assert end.take_datagrams() == []
+
+
+def test_a_flight_that_is_lost_and_lost_again_goes_anew() -> None:
+    one, other = started()
+    first = one.take_datagrams()
+    deliver(anew(one, first), other)
+    exchange(one, other)
+    assert one.state is DtlsState.CONNECTED
 
 
 def test_the_last_flight_goes_again_when_the_one_before_does() -> None:
     one, other = started()
     deliver(one.take_datagrams(), other)
     deliver(other.take_datagrams(), one)
-    deliver(one.take_datagrams(), other)
+    flight = one.take_datagrams()
+    deliver(flight, other)
     other.take_datagrams()
     assert other.state is DtlsState.CONNECTED
-    deliver(retransmitted(one), other)
+    deliver(anew(one, flight), other)
     exchange(one, other)
     assert one.state is DtlsState.CONNECTED
 
 
-def retransmitted(end: Dtls) -> list[bytes]:
-    """What it sends by itself; OpenSSL has a clock of its own."""
-    while not (flight := end.take_datagrams()):
+def anew(end: Dtls, flight: list[bytes]) -> list[bytes]:
+    """The flight as OpenSSL repeats it, with other sequence numbers, and by a clock of its own."""
+    while (again := end.take_datagrams()) in ([], flight):
         deadline = end.next_deadline()
         assert deadline is not None
-        time.sleep(0.02)
         end.poll(deadline)
-    return flight
+        time.sleep(0.02)
+    return again
 
 
 def test_flights_out_of_order_and_twice_do() -> None:
