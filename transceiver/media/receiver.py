@@ -37,6 +37,7 @@ _MISORDER = 500  # packets; whichever is further behind begins something new
 _DROPOUT = 3000  # packets; likewise ahead (RFC 3550 appendix A.1)
 _REMEMBERED = 128  # packets that were missed, to be told from duplicates when they come late
 _GUESSED = 10 * _FRAME  # ticks of a gap; beyond that libopus's guess is silence anyway
+_LEAST_FILL = 120  # ticks, Opus's shortest frame: clients' timestamps are not always exact
 _FILLED = 5 * _CLOCK  # ticks; a longer pause is left out
 _BUDGET = 10.0  # s of audio that a client may be ahead of the time
 _BUDGET_RATE = 1.25  # s of audio a second, in the long run
@@ -81,7 +82,7 @@ class AudioReceiver:
         self._step = _CLOCK // rate  # ticks a sample
         self._at = 0
         self._frame = _FRAME  # ticks of the last packet
-        self._ahead = 0  # ticks of silence delivered beyond `_timestamp`
+        self._ahead = 0  # ticks of silence delivered beyond `_timestamp`; negative: yet to come
         self._arrival = 0.0
         self._budget = _BUDGET
         self._learnt = 0.0
@@ -347,12 +348,13 @@ class AudioReceiver:
     def _to_fill(self, apart: int) -> int:
         """How many ticks of the time that has passed in the client are to be delivered still.
 
-        None, if they go back, or are so many that this is a jump.
+        None, if they go back, or are so many that this is a jump; or not yet, if they are too few
+        to be worth it.
         """
         if apart >= 0x80000000:
             return 0
         fill = apart - self._ahead
-        if fill <= 0:
+        if fill < _LEAST_FILL:
             self._ahead = -fill
             return 0
         self._ahead = 0

@@ -1,6 +1,7 @@
 """What a receiver delivers, and when, for scripted packets."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -123,6 +124,39 @@ def test_of_several_lost_the_last_is_recovered_and_the_others_are_concealed() ->
     assert heard.receiver.recovered == 1
 
 
+@pytest.mark.parametrize("count", [2, 5, 9, 25, 100])
+def test_a_burst_of_losses_costs_its_own_frames_and_leaves_no_delay(count: int) -> None:
+    heard = Heard()
+    lost = range(50, 50 + count)
+
+    for number in range(250):
+        if number in lost:
+            heard.wait(FRAME)
+        else:
+            heard.get(packet(number), FRAME)
+
+    assert heard.end == 250 * 480
+    assert [number for number, each in enumerate(heard.guessed) if each] == list(lost)
+    behind = heard.delivered[lost.stop + 2 :]
+    assert [each.time for each in behind] == pytest.approx(
+        [100 + (number + 1) * FRAME for number in range(lost.stop + 2, 250)]
+    )
+
+
+def test_what_is_made_up_in_a_long_burst_fades_to_silence() -> None:
+    heard = Heard()
+
+    for number in [*range(50), *range(150, 160)]:
+        heard.get(packet(number), FRAME if number != 150 else 101 * FRAME)
+    heard.wait(1)
+
+    made_up = [level(each.pcm) for each in heard.delivered if each.concealed]
+    assert len(made_up) == 100
+    assert made_up[0] > 0
+    assert max(made_up[10:]) < max(made_up[:2])
+    assert set(made_up[20:]) == {0}
+
+
 # Out of order, late, twice.
 
 
@@ -190,6 +224,78 @@ def test_a_packet_that_comes_again_is_delivered_once(copies: int) -> None:
 
     assert numbers(heard) == [0, 1, 2, 3, 4]
     assert heard.receiver.duplicates == 5 * (copies - 1)
+
+
+@pytest.mark.parametrize("lateness", [0.03, 0.07, 0.15, 1.0])
+def test_late_packets_delay_no_other_by_more_than_the_most_wait(lateness: float) -> None:
+    """One in ten is late, for two minutes; what is on time is never held for longer than 80 ms."""
+    arrivals = sorted(
+        (number * FRAME + (lateness if number % 10 == 5 else 0.0), number) for number in range(6000)
+    )
+    heard, arrived = Heard(passthrough=True), {}
+
+    for at, number in arrivals:
+        heard.get(packet(number, payload=number.to_bytes(4)), 100 + at - heard.now)
+        arrived[number] = heard.now
+
+    delays = {
+        int.from_bytes(each.pcm): each.time - arrived[int.from_bytes(each.pcm)]
+        for each in heard.delivered
+        if each.pcm
+    }
+    assert max(delays.values()) <= 0.0801
+    caught_up = sum(number in delays for number in range(5, 6000, 10))
+    assert caught_up > 590 if lateness < 0.08 else caught_up < 10
+
+
+# Clocks.
+
+
+@pytest.mark.parametrize("ppm", [200, -200, 5000, -5000])
+def test_an_hour_of_a_clock_that_is_wrong_adds_no_delay_and_loses_nothing(ppm: int) -> None:
+    """The worst quartz is off by 200 ppm, a virtual machine's clock by more."""
+    random.seed(ppm)
+    every = FRAME / (1 + ppm / 1e6)
+    heard = Heard(passthrough=True)
+    count, last, worst = 180_000, 0.0, 0.0
+
+    for number in range(count):
+        last = max(last, number * every + random.uniform(0, 0.004))
+        heard.get(packet(number, payload=opus.SILENCE), 100 + last - heard.now)
+        worst = max(worst, heard.now - heard.delivered[-1].time)
+
+    assert worst == 0
+    assert len(heard.delivered) == count
+    assert heard.ats == list(range(0, 480 * count, 480))
+    assert not any(heard.guessed)
+    assert heard.receiver.excess == 0
+
+
+@pytest.mark.parametrize("ppm", [200, -200])
+def test_comfort_noise_of_our_clock_and_speech_of_theirs_do_not_drift_apart(ppm: int) -> None:
+    """Half an hour of five seconds of speech, five of DTX: where speech is counted to be does not
+    go away from the client's own count."""
+    every = FRAME / (1 + ppm / 1e6)
+    heard = Heard(passthrough=True)
+    apart = []
+    number = 0
+
+    def arrive(frame: int, payload: bytes) -> None:
+        nonlocal number
+        at = 100 + frame * every
+        heard.get(packet(number, payload=payload, timestamp=960 * frame), at - heard.now)
+        number += 1
+
+    for turn in range(180):
+        for frame in range(500 * turn, 500 * turn + 250):
+            arrive(frame, opus.SILENCE)
+            apart.append(heard.delivered[-1].at - 480 * frame)
+        for frame in range(500 * turn + 250, 500 * turn + 500, 20):
+            arrive(frame, DTX)
+
+    assert max(apart) <= 3 * 480
+    assert min(apart) >= 0
+    assert max(apart[-250:]) <= max(apart[:500])
 
 
 # Stalls.
@@ -475,6 +581,60 @@ def test_a_client_cannot_have_much_silence_made_up() -> None:
         heard.get(packet(number, timestamp=200_000 * number), 0.001)
 
     assert heard.end / 24000 < 40
+
+
+TIMESTAMPS: dict[str, Callable[[int], int]] = {
+    "standing still": lambda number: 5,
+    "backwards": lambda number: -960 * number,
+    "to and fro": lambda number: 960 * number + (1 << 31) * (number % 2),
+    "far behind and far ahead": lambda number: 960 * number + (0x7FFFFFFF, -0x7FFFFFFF)[number % 2],
+    "four seconds each": lambda number: 4 * 48000 * number,
+    "odd": lambda number: 961 * number + number % 7,
+    "one too many": lambda number: 961 * number,
+    "one too few": lambda number: 959 * number,
+}
+
+
+@pytest.mark.parametrize("name", TIMESTAMPS)
+def test_whatever_timestamps_say_audio_is_delivered_at_once_and_no_more_than_time(
+    name: str,
+) -> None:
+    heard = Heard()
+    start = heard.now
+
+    for number in range(1500):
+        heard.get(packet(number, timestamp=TIMESTAMPS[name](number)), FRAME)
+        assert heard.delivered[-1].time == heard.now
+    heard.wait(1)
+
+    assert heard.end / 24000 <= 1.25 * (heard.now - start) + 10
+    assert sum(len(each.pcm) == 960 for each in heard.delivered) >= 1500
+
+
+def test_timestamps_that_are_not_quite_exact_are_made_up_for_now_and_then() -> None:
+    heard = Heard()
+
+    for number in range(1500):
+        heard.get(packet(number, timestamp=961 * number), FRAME)
+
+    assert all(len(each.pcm) >= 120 for each in heard.delivered)
+    assert len(heard.delivered) - 1500 == 1500 // 120
+    assert abs(heard.delivered[-1].at - 961 * 1499 // 2) <= 60
+
+
+@pytest.mark.parametrize("name", TIMESTAMPS)
+def test_and_with_every_third_packet_lost_too(name: str) -> None:
+    heard = Heard()
+    start = heard.now
+
+    for number in range(1500):
+        heard.wait(FRAME)
+        if number % 3:
+            heard.get(packet(number, timestamp=TIMESTAMPS[name](number)))
+    heard.wait(1)
+
+    assert heard.end / 24000 <= 1.25 * (heard.now - start) + 10
+    assert heard.receiver.next_deadline() is None
 
 
 # Passthrough.
