@@ -2,8 +2,9 @@
 
 Short, and what every stack takes. Where they differ:
 
-- GStreamer wants a=mid, ICE credentials and a=setup in each section, also in a refused one, and
-  aiortc the credentials in each section, not in the session. So they are repeated, as browsers do.
+- In a refused section, too, GStreamer wants a=mid and the attributes of the transport, and aiortc
+  wants a=rtcp-mux and a codec that it knows; nor does it look for the transport in the session. So
+  all is repeated.
 - Candidates are in each section, though one would do (RFC 9143 section 10): aiortc takes those of
   the last section that shares the transport, and no others.
 - Opus is answered as mono by saying nothing: the defaults of stereo and sprop-stereo are 0
@@ -87,8 +88,8 @@ def write(offer: Offer, local: Local, *, is_client: bool | None = None) -> str:
         f"a=ice-ufrag:{local.credentials.ufrag}\r\n"
         f"a=ice-pwd:{local.credentials.password}\r\n"
         f"a=setup:{'active' if is_client else 'passive'}\r\n"
+        f"a=fingerprint:sha-256 {local.fingerprint}\r\n"
     )
-    secured = f"{transport}a=fingerprint:sha-256 {local.fingerprint}\r\n"
     parts = [f"v=0\r\no=- {local.session_id} {local.version} IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"]
     if offer.bundled:
         parts.append(f"a=group:BUNDLE {' '.join(offer.mids)}\r\n")
@@ -105,8 +106,9 @@ def write(offer: Offer, local: Local, *, is_client: bool | None = None) -> str:
         else:
             parts.append(_refusal(section) + mid + transport)
             continue
-        parts.append(f"m={section.kind} {media}\r\n{connection}{mid}{secured}{own}")
-        parts.append(candidate_lines)
+        parts.append(
+            f"m={section.kind} {media}\r\n{connection}{mid}{transport}{own}{candidate_lines}"
+        )
     return "".join(parts)
 
 
@@ -140,12 +142,11 @@ def _data(data: Data) -> str:
 
 
 def _refusal(section: Section) -> str:
-    """Port 0; the format only because the syntax wants one (RFC 3264 section 6)."""
-    direction = "a=inactive\r\n" if section.kind in ("audio", "video") else ""
-    return (
-        f"m={section.kind} 0 {section.protocol} {section.formats[0]}\r\n"
-        f"c=IN IP4 0.0.0.0\r\n{direction}"
-    )
+    """Port 0; a format only because the syntax wants one (RFC 3264 section 6)."""
+    format = section.formats[0]
+    rtp = "a=inactive\r\na=rtcp-mux\r\n" if section.kind in ("audio", "video") else ""
+    rtpmap = f"a=rtpmap:{format} {section.encoding}\r\n" if section.encoding else ""
+    return f"m={section.kind} 0 {section.protocol} {format}\r\nc=IN IP4 0.0.0.0\r\n{rtp}{rtpmap}"
 
 
 def candidates(vips: Sequence[Address]) -> list[str]:

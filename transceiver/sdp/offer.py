@@ -34,6 +34,7 @@ _MEDIA = re.compile(
     rf"({TOKEN}{{1,16}}(?:/{TOKEN}{{1,16}}){{0,4}}) "
     rf"({TOKEN}{{1,64}}(?: {TOKEN}{{1,64}})*)"
 )
+_ENCODING = re.compile(f"{TOKEN}{{1,32}}/[0-9]{{1,9}}(?:/[0-9]{{1,3}})?")
 _DIGEST = re.compile("[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2})*")
 _DIGEST_BYTES = {"sha-256": 32, "sha-384": 48, "sha-512": 64}
 
@@ -86,6 +87,8 @@ class Section:
     mid: str | None
     protocol: str
     formats: tuple[str, ...]
+    encoding: str | None
+    """Of the first format, e.g. "VP8/90000", if it is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +246,18 @@ def _section(level: Level) -> tuple[Section, int]:
     if match is None or int(match[2]) > 65535:
         raise OfferError(f"{level.name} has a malformed m= line")
     kind, port, protocol, formats = match.groups()
-    return Section(kind, level.first("mid"), protocol, tuple(formats.split(" "))), int(port)
+    first, *others = formats.split(" ")
+    start = f"{first} "
+    rtpmap = next((each for each in level.all("rtpmap") if each.startswith(start)), start)
+    encoding = rtpmap.removeprefix(start)
+    section = Section(
+        kind=kind,
+        mid=level.first("mid"),
+        protocol=protocol,
+        formats=(first, *others),
+        encoding=encoding if _ENCODING.fullmatch(encoding) else None,
+    )
+    return section, int(port)
 
 
 def _audio(section: Section, level: Level, session: Level) -> Audio | None:
@@ -270,6 +284,7 @@ def _audio(section: Section, level: Level, session: Level) -> Audio | None:
         mid=section.mid,
         protocol=section.protocol,
         formats=section.formats,
+        encoding=section.encoding,
         payload_type=int(chosen),
         direction=_direction(level, session),
         fec=parameters.get("useinbandfec") == "1",
@@ -320,6 +335,7 @@ def _data(section: Section, level: Level) -> Data | None:
         mid=section.mid,
         protocol=section.protocol,
         formats=section.formats,
+        encoding=section.encoding,
         sctp_port=int(port),
         max_message_size=int(size),
         legacy=legacy,

@@ -127,15 +127,15 @@ def check_answer(read: Offer, answer: str) -> None:
         assert media.ice.usernameFragment == LOCAL.credentials.ufrag
         assert media.ice.password == LOCAL.credentials.password
         assert lines.count("a=setup:" + ("passive" if read.setup == "active" else "active")) == 1
+        assert media.dtls is not None
+        assert [(f.algorithm, f.value) for f in media.dtls.fingerprints] == [
+            ("sha-256", LOCAL.fingerprint)
+        ]
         if section is not read.audio and section is not read.data:
             assert media.port == 0
             assert not any(line.startswith("a=candidate") for line in lines)
             continue
         assert media.port == 3478
-        assert media.dtls is not None
-        assert [(f.algorithm, f.value) for f in media.dtls.fingerprints] == [
-            ("sha-256", LOCAL.fingerprint)
-        ]
         served.append((section, media, lines))
     _check_bundle(read, described, served)
     _check_audio(read, served)

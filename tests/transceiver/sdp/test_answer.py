@@ -45,8 +45,8 @@ def test_an_answer_in_full() -> None:
         "a=ice-ufrag:LocalUfragLocalU",
         "a=ice-pwd:LocalPasswordLocalPasswo",
         "a=setup:active",
+        f"a=fingerprint:sha-256 {LOCAL.fingerprint}",
     ]
-    fingerprint = f"a=fingerprint:sha-256 {LOCAL.fingerprint}"
     text = offer(AUDIO, DATA, VIDEO, bundle="0 1 2").replace(
         "t=0 0", "t=0 0\r\na=ice-options:trickle"
     )
@@ -64,7 +64,6 @@ def test_an_answer_in_full() -> None:
             "c=IN IP4 198.18.0.1",
             "a=mid:0",
             *transport,
-            fingerprint,
             "a=sendrecv",
             "a=rtcp-mux",
             "a=rtpmap:111 opus/48000/2",
@@ -80,7 +79,6 @@ def test_an_answer_in_full() -> None:
             "c=IN IP4 198.18.0.1",
             "a=mid:1",
             *transport,
-            fingerprint,
             "a=sctp-port:5000",
             "a=max-message-size:262144",
             "a=candidate:0 1 udp 2130706431 2001:db8:18::1 3478 typ host",
@@ -91,6 +89,8 @@ def test_an_answer_in_full() -> None:
             "m=video 0 UDP/TLS/RTP/SAVPF 96",
             "c=IN IP4 0.0.0.0",
             "a=inactive",
+            "a=rtcp-mux",
+            "a=rtpmap:96 VP8/90000",
             "a=mid:2",
             *transport,
         ],
