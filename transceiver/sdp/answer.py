@@ -43,6 +43,8 @@ _HOST_PRIORITY = 126 << 24 | 255
 _STREAMS = 65535
 """Of an association, each way; only the drafts of RFC 8841 ask."""
 
+_NOWHERE = "c=IN IP4 0.0.0.0\r\n"
+
 _REVERSE = {
     "sendrecv": "sendrecv",
     "sendonly": "recvonly",
@@ -79,7 +81,7 @@ def write(offer: Offer, local: Local, *, is_client: bool | None = None) -> str:
     is there already and keeps its roles (RFC 8842 section 5.5).
 
     A section for each of the offer's, in their order: those that are served with the VIPs as the
-    only candidates, the others refused.
+    only candidates, the others refused (port 0).
     """
     if is_client is None:
         is_client = role(offer)
@@ -96,18 +98,22 @@ def write(offer: Offer, local: Local, *, is_client: bool | None = None) -> str:
     if offer.trickle:
         parts.append("a=ice-options:trickle\r\n")
     for section in offer.sections:
-        mid = "" if section.mid is None else f"a=mid:{section.mid}\r\n"
+        format = section.formats[0]
+        own = _inactive(section) if section.kind in ("audio", "video") else ""
         if section is offer.audio:
-            media = f"{port} {section.protocol} {offer.audio.payload_type}"
+            format = str(offer.audio.payload_type)
             own = _audio(offer.audio, local)
         elif section is offer.data:
-            media = f"{port} {section.protocol} {_data_format(offer.data)}"
+            format = _data_format(offer.data)
             own = _data(offer.data)
+        if section is offer.audio or section is offer.data or section is offer.anchor:
+            place, where, end = port, connection, candidate_lines
         else:
-            parts.append(_refusal(section) + mid + transport)
-            continue
+            place, where, end = 0, _NOWHERE, ""
+        mid = "" if section.mid is None else f"a=mid:{section.mid}\r\n"
         parts.append(
-            f"m={section.kind} {media}\r\n{connection}{mid}{transport}{own}{candidate_lines}"
+            f"m={section.kind} {place} {section.protocol} {format}\r\n"
+            f"{where}{mid}{transport}{own}{end}"
         )
     return "".join(parts)
 
@@ -141,12 +147,12 @@ def _data(data: Data) -> str:
     return f"{port}\r\na=max-message-size:{MAX_MESSAGE_SIZE}\r\n"
 
 
-def _refusal(section: Section) -> str:
-    """Port 0; a format only because the syntax wants one (RFC 3264 section 6)."""
+def _inactive(section: Section) -> str:
+    """RTP of which there will be none, in the format that the client likes best."""
     format = section.formats[0]
-    rtp = "a=inactive\r\na=rtcp-mux\r\n" if section.kind in ("audio", "video") else ""
     rtpmap = f"a=rtpmap:{format} {section.encoding}\r\n" if section.encoding else ""
-    return f"m={section.kind} 0 {section.protocol} {format}\r\nc=IN IP4 0.0.0.0\r\n{rtp}{rtpmap}"
+    fmtp = f"a=fmtp:{format} {section.parameters}\r\n" if section.parameters else ""
+    return f"a=inactive\r\na=rtcp-mux\r\n{rtpmap}{fmtp}"
 
 
 def candidates(vips: Sequence[Address]) -> list[str]:

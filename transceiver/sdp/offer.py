@@ -11,9 +11,13 @@ channel section. So we answer as JSEP's policy "max-bundle" has it (RFC 8829 sec
   error. JSEP would have the second refused, which is silent: the client would have half of its
   call, and nobody to tell its developer that one line is missing. A section that is served alone
   needs no group.
-- The attributes of the transport are those of the section that will be tagged in the answer, the
-  first of its group that is served (RFC 9143 section 7.3.1); or else the session's; or else, since
-  bundle-only sections have none, those of the first in the group that has some.
+- The section that the client has tagged, the first of its group, stays tagged. If it is video, or
+  audio that is not served, it is answered as inactive (the *anchor*). RFC 9143 section 7.3.1 would
+  have it refused and another one tagged, but not all can follow: Chromium, with "max-bundle",
+  "failed to setup RTCP mux", and GStreamer never begins ICE.
+- The attributes of the transport are those of the section that is tagged in the answer; or else the
+  session's; or else, since bundle-only sections have none, those of the first in the group that has
+  some.
 """
 
 import re
@@ -35,11 +39,12 @@ _MEDIA = re.compile(
     rf"({TOKEN}{{1,64}}(?: {TOKEN}{{1,64}})*)"
 )
 _ENCODING = re.compile(f"{TOKEN}{{1,32}}/[0-9]{{1,9}}(?:/[0-9]{{1,3}})?")
+_PARAMETERS = re.compile("[ -~]{1,256}")
 _DIGEST = re.compile("[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2})*")
 _DIGEST_BYTES = {"sha-256": 32, "sha-384": 48, "sha-512": 64}
 
 # RFC 8829 section 5.1.2: any of these is meant to be what WebRTC does, and to be answered as it is.
-_AUDIO_PROTOCOL = re.compile("(?:(?:UDP/TLS|TCP/DTLS|TCP/TLS)/)?RTP/S?AVPF?")
+_RTP_PROTOCOL = re.compile("(?:(?:UDP/TLS|TCP/DTLS|TCP/TLS)/)?RTP/S?AVPF?")
 _DATA_PROTOCOLS = frozenset({"UDP/DTLS/SCTP", "TCP/DTLS/SCTP"})
 _LEGACY_DATA_PROTOCOL = "DTLS/SCTP"  # of the drafts of RFC 8841: the SCTP port is the format
 _DATA_FORMAT = "webrtc-datachannel"
@@ -88,7 +93,9 @@ class Section:
     protocol: str
     formats: tuple[str, ...]
     encoding: str | None
-    """Of the first format, e.g. "VP8/90000", if it is told."""
+    """Of the first format, e.g. "H264/90000", if it is told."""
+    parameters: str | None
+    """Of the first format, e.g. "profile-level-id=42e01f", if it has some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +142,13 @@ class Offer:
     bundled: bool
     """What is served is in a BUNDLE group."""
     mids: tuple[str, ...]
-    """Of what is served, the tagged section first; a section that has none is left out."""
+    """Of what is not refused, the tagged section first; a section that has none is left out."""
     sections: tuple[Section, ...]
-    """All, in their order; those that are neither `audio` nor `data` are to be refused."""
+    """All, in their order; those that are not `audio`, `data` or `anchor` are to be refused."""
     audio: Audio | None
     data: Data | None
+    anchor: Section | None
+    """Not served, but tagged by the client: to be answered as inactive, and stay tagged."""
 
 
 def parse(text: str) -> Offer:
@@ -163,39 +172,40 @@ def _judge(session: Level, *levels: Level) -> Offer:
     sections: list[Section] = []
     audio: Audio | None = None
     data: Data | None = None
-    silent: str | None = None  # the first audio section without Opus
-    served: list[tuple[Section, Level]] = []
+    answered: list[tuple[Section, Level]] = []
+    others: list[tuple[Section, Level]] = []
     for level in levels:
         section, port = _section(level)
-        is_offered = port != 0 or ("bundle-only" in level.attributes and section.mid in bundle_of)
-        if is_offered and section.kind == "audio" and audio is None:
-            audio = _audio(section, level, session)
-            if audio is not None:
+        if port != 0 or ("bundle-only" in level.attributes and section.mid in bundle_of):
+            if audio is None and (audio := _audio(section, level, session)) is not None:
                 section = audio
-                served.append((section, level))
-            elif silent is None:
-                silent = level.name
-        elif is_offered and section.kind == "application" and data is None:
-            data = _data(section, level)
-            if data is not None:
+                answered.append((section, level))
+            elif data is None and (data := _data(section, level)) is not None:
                 section = data
-                served.append((section, level))
+                answered.append((section, level))
+            else:
+                others.append((section, level))
         sections.append(section)
-    if silent is not None and audio is None:
-        raise UnsupportedError(f"{silent} does not offer Opus by RTP (opus/48000/2)")
-    if not served:
+    for section, level in others:
+        if section.kind == "audio" and audio is None:
+            raise UnsupportedError(f"{level.name} does not offer Opus by RTP (opus/48000/2)")
+    if not answered:
         raise UnsupportedError("the offer has neither audio nor a data channel")
 
-    bundle = bundle_of.get(served[0][0].mid or "", ())
-    bundled = bool(bundle)
-    if len(served) == 2:
-        if served[1][0].mid not in bundle:
+    bundle = bundle_of.get(answered[0][0].mid or "", ())
+    if len(answered) == 2:
+        if answered[1][0].mid not in bundle:
             raise UnsupportedError(
                 "audio and the data channel are not in one a=group:BUNDLE, and there is but one"
                 " transport here: offer them bundled (policy max-bundle)"
             )
-        served.sort(key=lambda each: bundle.index(each[0].mid or ""))
-    tagged = served[0][1]
+        answered.sort(key=lambda each: bundle.index(each[0].mid or ""))
+    anchor = None
+    for section, level in others:
+        if section.mid is not None and (section.mid,) == bundle[:1] and _can_anchor(section, level):
+            anchor = section
+            answered.insert(0, (section, level))
+    tagged = answered[0][1]
     transport = [tagged, session, *(level_of[mid] for mid in bundle)]
     if audio is not None and not any("rtcp-mux" in level.attributes for level in transport):
         raise UnsupportedError(f"{tagged.name} has no a=rtcp-mux: RTCP has no port of its own here")
@@ -204,11 +214,22 @@ def _judge(session: Level, *levels: Level) -> Offer:
         fingerprints=_fingerprints(transport),
         setup=_setup(transport),
         trickle=any("trickle" in each.split() for each in _find(transport, "ice-options")),
-        bundled=bundled,
-        mids=tuple(section.mid for section, _ in served if section.mid is not None),
+        bundled=bool(bundle),
+        mids=tuple(section.mid for section, _ in answered if section.mid is not None),
         sections=tuple(sections),
         audio=audio,
         data=data,
+        anchor=anchor,
+    )
+
+
+def _can_anchor(section: Section, level: Level) -> bool:
+    """Whether the section, which is not served, can be answered as an inactive one."""
+    return (
+        section.kind in ("audio", "video")
+        and section.encoding is not None
+        and _RTP_PROTOCOL.fullmatch(section.protocol) is not None
+        and "rtcp-mux" in level.attributes
     )
 
 
@@ -247,22 +268,29 @@ def _section(level: Level) -> tuple[Section, int]:
         raise OfferError(f"{level.name} has a malformed m= line")
     kind, port, protocol, formats = match.groups()
     first, *others = formats.split(" ")
-    start = f"{first} "
-    rtpmap = next((each for each in level.all("rtpmap") if each.startswith(start)), start)
-    encoding = rtpmap.removeprefix(start)
     section = Section(
         kind=kind,
         mid=level.first("mid"),
         protocol=protocol,
         formats=(first, *others),
-        encoding=encoding if _ENCODING.fullmatch(encoding) else None,
+        encoding=_of_format(first, level.all("rtpmap"), _ENCODING),
+        parameters=_of_format(first, level.all("fmtp"), _PARAMETERS),
     )
     return section, int(port)
 
 
+def _of_format(format: str, values: Sequence[str], grammar: re.Pattern[str]) -> str | None:
+    """What an a=rtpmap or a=fmtp says of a format, if that is in the grammar."""
+    for value in values:
+        payload, _, text = value.partition(" ")
+        if payload == format:
+            return text if grammar.fullmatch(text) else None
+    return None
+
+
 def _audio(section: Section, level: Level, session: Level) -> Audio | None:
-    """The section if it is one with Opus."""
-    if not _AUDIO_PROTOCOL.fullmatch(section.protocol):
+    """The section if it is audio with Opus."""
+    if section.kind != "audio" or not _RTP_PROTOCOL.fullmatch(section.protocol):
         return None
     payloads = set()
     for rtpmap in level.all("rtpmap"):
@@ -285,6 +313,7 @@ def _audio(section: Section, level: Level, session: Level) -> Audio | None:
         protocol=section.protocol,
         formats=section.formats,
         encoding=section.encoding,
+        parameters=section.parameters,
         payload_type=int(chosen),
         direction=_direction(level, session),
         fec=parameters.get("useinbandfec") == "1",
@@ -318,6 +347,8 @@ def _direction(*levels: Level) -> str:
 
 def _data(section: Section, level: Level) -> Data | None:
     """The section if it is one of data channels."""
+    if section.kind != "application":
+        return None
     legacy = section.protocol == _LEGACY_DATA_PROTOCOL
     if legacy:
         port = section.formats[0]
@@ -336,6 +367,7 @@ def _data(section: Section, level: Level) -> Data | None:
         protocol=section.protocol,
         formats=section.formats,
         encoding=section.encoding,
+        parameters=section.parameters,
         sctp_port=int(port),
         max_message_size=int(size),
         legacy=legacy,

@@ -14,6 +14,7 @@ __all__ = [
     "GOOD",
     "LOCAL",
     "RECORDED",
+    "UNBUNDLED",
     "VIDEO",
     "attributes",
     "check_answer",
@@ -29,6 +30,8 @@ RECORDED = {
     for path in sorted((Path(__file__).parent / "offers").glob("*.sdp"))
 }
 """Of real stacks, by name and what they offer; see offers/README.md."""
+UNBUNDLED = RECORDED.pop("gstreamer-unbundled")
+"""Audio and a data channel, each with a transport of its own."""
 
 FINGERPRINT = "a=fingerprint:sha-256 " + ":".join(["AB"] * 32)
 TRANSPORT = [
@@ -123,7 +126,7 @@ def check_answer(read: Offer, answer: str) -> None:
         assert lines[1].startswith("c=IN IP")
         assert lines.count(f"a=mid:{section.mid}") == (section.mid is not None)
         assert media.ice is not None
-        # GStreamer and aiortc want these also where all is refused.
+        # GStreamer and aiortc want all of these also where the section is refused.
         assert media.ice.usernameFragment == LOCAL.credentials.ufrag
         assert media.ice.password == LOCAL.credentials.password
         assert lines.count("a=setup:" + ("passive" if read.setup == "active" else "active")) == 1
@@ -131,7 +134,7 @@ def check_answer(read: Offer, answer: str) -> None:
         assert [(f.algorithm, f.value) for f in media.dtls.fingerprints] == [
             ("sha-256", LOCAL.fingerprint)
         ]
-        if section is not read.audio and section is not read.data:
+        if not any(section is each for each in (read.audio, read.data, read.anchor)):
             assert media.port == 0
             assert not any(line.startswith("a=candidate") for line in lines)
             continue

@@ -88,11 +88,11 @@ def test_an_answer_in_full() -> None:
         [
             "m=video 0 UDP/TLS/RTP/SAVPF 96",
             "c=IN IP4 0.0.0.0",
+            "a=mid:2",
+            *transport,
             "a=inactive",
             "a=rtcp-mux",
             "a=rtpmap:96 VP8/90000",
-            "a=mid:2",
-            *transport,
         ],
     ]
 
@@ -181,6 +181,9 @@ def test_ipv6_is_preferred_and_the_families_take_turns() -> None:
     assert priorities == sorted(set(priorities), reverse=True)
 
 
-def test_video_is_refused_wherever_it_stands() -> None:
-    _, video, *_ = answer(offer(VIDEO, AUDIO, DATA, bundle="2 0 1"))
-    assert video[0] == "m=video 0 UDP/TLS/RTP/SAVPF 96"
+def test_video_that_is_tagged_is_answered_as_inactive() -> None:
+    h264 = [*replace(VIDEO, "VP8", "H264"), "a=fmtp:96 profile-level-id=42e01f"]
+    session, video, *_ = answer(offer(h264, AUDIO, DATA, bundle="2 0 1"))
+    assert "a=group:BUNDLE 2 0 1" in session
+    assert video[0] == "m=video 3478 UDP/TLS/RTP/SAVPF 96"
+    assert {"a=inactive", "a=rtpmap:96 H264/90000", "a=fmtp:96 profile-level-id=42e01f"} <= {*video}

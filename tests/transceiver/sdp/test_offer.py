@@ -7,6 +7,7 @@ from tests.transceiver.sdp.samples import (
     DATA,
     GOOD,
     RECORDED,
+    UNBUNDLED,
     VIDEO,
     offer,
     replace,
@@ -20,6 +21,7 @@ BUNDLE_ONLY = [
     for line in DATA
     if not line.startswith(("a=ice", "a=setup", "a=fingerprint"))
 ] + ["a=bundle-only"]
+NEW_KIND = ["m=x-new 9 NEW 1", "a=mid:2"]
 LEGACY_DATA = [
     *without(replace(DATA, "UDP/DTLS/SCTP webrtc-datachannel", "DTLS/SCTP 5001"), "a=sctp-port"),
     "a=sctpmap:5001 webrtc-datachannel 1024",
@@ -36,9 +38,9 @@ def opus(*lines: str) -> list[str]:
 @pytest.mark.parametrize("name", RECORDED)
 def test_offers_of_real_stacks_are_served(name: str) -> None:
     read = parse(RECORDED[name])
-    _, _, offered = name.partition("-")
-    assert (read.audio is None) == offered.endswith("data")
-    assert (read.data is None) == offered.endswith("whip")
+    _, *offered = name.split("-")
+    assert (read.audio is None) == ("data" in offered)
+    assert (read.data is None) == ("whip" in offered)
 
 
 def test_an_offer_is_read() -> None:
@@ -143,19 +145,49 @@ def test_a_section_comes_before_the_session() -> None:
 
 
 def test_the_transport_is_the_one_of_the_groups_first_section_that_is_served() -> None:
-    video, audio, data = VIDEO, replace(AUDIO, "abcd", "efgh"), replace(DATA, "abcd", "ijkl")
-    assert parse(offer(video, audio, data, bundle="2 1 0")).remote.ufrag == "ijkl"
-    assert parse(offer(video, audio, data, bundle="2 0 1")).mids == ("0", "1")
-    assert parse(offer(video, audio, data, bundle="2 1 0")).mids == ("1", "0")
+    audio, data = replace(AUDIO, "abcd", "efgh"), replace(DATA, "abcd", "ijkl")
+    assert parse(offer(NEW_KIND, audio, data, bundle="2 1 0")).remote.ufrag == "ijkl"
+    assert parse(offer(NEW_KIND, audio, data, bundle="2 1 0")).mids == ("1", "0")
+    assert parse(offer(NEW_KIND, audio, data, bundle="2 0 1")).mids == ("0", "1")
 
 
-def test_bundle_only_sections_have_the_transport_of_the_tagged_one() -> None:
-    # Video is tagged, and refused: there is no other transport than its.
+def test_bundle_only_sections_have_the_transport_of_whoever_has_one() -> None:
     bare = [line for line in AUDIO if not line.startswith(("a=ice", "a=setup", "a=finger"))]
     bundle_only = [*replace(bare, "audio 9", "audio 0"), "a=bundle-only"]
-    read = parse(offer(VIDEO, bundle_only, BUNDLE_ONLY, bundle="2 0 1"))
+    tagged = [*NEW_KIND, *(line for line in AUDIO if line not in bare)]
+    read = parse(offer(tagged, bundle_only, BUNDLE_ONLY, bundle="2 0 1"))
     assert read.remote.ufrag == "abcd"
     assert read.mids == ("0", "1")
+
+
+def test_video_that_is_tagged_stays_so() -> None:
+    video, audio = VIDEO, replace(AUDIO, "abcd", "efgh")
+    read = parse(offer(video, audio, DATA, bundle="2 0 1"))
+    assert read.anchor is read.sections[0]
+    assert read.remote.ufrag == "abcd"
+    assert read.mids == ("2", "0", "1")
+
+
+@pytest.mark.parametrize(
+    "video",
+    [
+        replace(VIDEO, "video 9", "video 0"),
+        replace(VIDEO, "UDP/TLS/RTP/SAVPF", "NEW"),
+        without(VIDEO, "a=rtcp-mux"),
+        without(VIDEO, "a=rtpmap:96"),
+        replace(VIDEO, "VP8/90000", "VP8/a lot"),
+    ],
+    ids=["disabled", "no RTP", "no rtcp-mux", "no rtpmap", "a malformed rtpmap"],
+)
+def test_video_that_cannot_be_answered_stays_not_tagged(video: list[str]) -> None:
+    read = parse(offer(video, AUDIO, DATA, bundle="2 0 1"))
+    assert read.anchor is None
+    assert read.mids == ("0", "1")
+
+
+def test_video_that_is_not_tagged_is_no_anchor() -> None:
+    assert parse(offer(VIDEO, AUDIO, DATA, bundle="0 1 2")).anchor is None
+    assert parse(offer(VIDEO, AUDIO, bundle=None)).anchor is None
 
 
 def test_a_ufrag_and_a_password_of_two_sections_are_no_pair() -> None:
@@ -222,7 +254,7 @@ SERVED = {
         offer(["m=application 9 UDP/BFCP *", "a=mid:7"], DATA, bundle="1"),
         "Section Data",
     ),
-    "a kind that nobody knows": (offer(["m=x-new 9 NEW 1"], AUDIO, bundle=None), "Section Audio"),
+    "a kind that nobody knows": (offer(NEW_KIND, AUDIO, bundle=None), "Section Audio"),
     "an empty group": (offer(AUDIO, bundle=""), "Audio"),
     "other groups": (GOOD.replace("t=0 0", "t=0 0\r\na=group:LS 0 1"), "Audio Data"),
 }
@@ -249,6 +281,7 @@ UNSUPPORTED = {
     "one a=group:BUNDLE, and": offer(AUDIO, DATA, bundle="0").replace(
         "BUNDLE 0", "BUNDLE 0\r\na=group:BUNDLE 1"
     ),
+    "policy max-bundle": UNBUNDLED,
     "one transport": offer(without(AUDIO, "a=mid"), without(DATA, "a=mid"), bundle=None),
     "no a=fingerprint of sha-256": GOOD.replace("sha-256", "md5"),
 }
