@@ -14,6 +14,7 @@ process or on a host of its own, that `realtime` talks to.
 """
 
 import asyncio
+import ctypes
 import logging
 import threading
 import time
@@ -36,8 +37,11 @@ MAX_MESSAGE_BYTES = 1 << 20
 """Messages of the client that wait for the backend; with more, the session ends."""
 
 MAX_LEFT = 32
-"""Threads that hang and were left behind, for which no more sessions are begun. A thread cannot be
-killed, and each has its memory."""
+"""Threads that hang and were left behind, for which no more sessions are begun. One that waits for
+something outside of Python cannot be ended, and has its memory."""
+
+FAIR = 8
+"""Calls of a backend before its own tasks have their turn."""
 
 MAX_WAITS = 16
 """`wait_backlog` at once."""
@@ -171,6 +175,7 @@ class _Isolated:
         except TimeoutError:
             self._crew.left.add(self._thread)
             log.warning("a session of backend %s hangs, and is left behind", self._crew.name)
+            _interrupt(self._thread)
 
     def _add(self, call: Callable[[Backend], None], size: int) -> None:
         if not self._inbox.add_call(call, size):
@@ -203,12 +208,10 @@ class _Isolated:
                 session.call_soon_threadsafe(self._gone, why)
 
     async def _converse(self, caller: "_Caller") -> None:
-        self._inbox.attach()
         backend = self._crew.factory()
         try:
             backend.start(caller)
-            while (call := await self._inbox.take()) is not None:
-                call(backend)
+            await self._inbox.hand_to(backend)
         finally:
             await backend.close()
 
@@ -230,10 +233,12 @@ class _Inbox:
         self._put_bytes = 0
         self._taken_bytes = 0
         self._waits_since = self._taken_at = time.monotonic()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._woken = asyncio.Event()
         self._is_waking = False
         self.closed = False
+        # The thread's, once it has begun
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._backend: Backend
+        self._over: asyncio.Future[None]
 
     # On the session's loop
 
@@ -273,30 +278,43 @@ class _Inbox:
         if self._loop is not None and not self._is_waking:
             self._is_waking = True
             with suppress(RuntimeError):  # it is over
-                self._loop.call_soon_threadsafe(self._woken.set)
+                self._loop.call_soon_threadsafe(self._hand)
 
     # On the thread's
 
-    def attach(self) -> None:
+    async def hand_to(self, backend: Backend) -> None:
+        """Call it with what waits, as it comes, until this is closed; raises what it raises."""
+        self._backend = backend
         self._loop = asyncio.get_running_loop()
+        self._over = self._loop.create_future()
+        self._hand()  # what came before
+        await self._over
 
-    async def take(self) -> Callable[[Backend], None] | None:
-        """What is next, as soon as there is something; None when it is closed."""
-        await asyncio.sleep(0)  # whatever waits, what the backend itself has begun goes on too
-        while not self.closed:
-            self._taken_at = time.monotonic()
-            if self._calls:
-                call, size = self._calls.popleft()
-                self._taken_bytes += size
-                return call
-            if self._audio:
-                heard = self._audio.popleft()
-                return lambda backend: backend.hear(*heard)
-            self._is_waking = False
-            if not (self._calls or self._audio or self.closed):  # by now
-                await self._woken.wait()
-            self._woken.clear()
-        return None
+    def _hand(self) -> None:
+        self._is_waking = False  # before one looks: who adds something from now on wakes us again
+        try:
+            for _ in range(FAIR):
+                self._taken_at = time.monotonic()
+                if self.closed:
+                    if not self._over.done():
+                        self._over.set_result(None)
+                    return
+                if self._calls:
+                    call, size = self._calls.popleft()
+                    self._taken_bytes += size
+                    call(self._backend)
+                elif self._audio:
+                    self._backend.hear(*self._audio.popleft())
+                else:
+                    return
+        except Exception as error:
+            if self._over.done():
+                log.exception("a backend failed while it was closed")
+            else:
+                self._over.set_exception(error)
+            self.closed = True
+            return
+        self._wake()  # the rest, when what the backend itself has begun has had its turn
 
 
 class _Caller:
@@ -366,15 +384,33 @@ class _Caller:
         if wait:
             time.sleep(wait)  # who floods is held up, with what else it does in its thread
 
-        async def call_there() -> T:
-            return otherwise if self._inbox.closed else call()
+        result: Future[T] = Future()
 
-        return asyncio.run_coroutine_threadsafe(call_there(), self._session).result()
+        def call_there() -> None:
+            if self._inbox.closed:
+                result.set_result(otherwise)
+                return
+            try:
+                result.set_result(call())
+            except Exception as error:  # noqa: BLE001 (it is raised where the call was made)
+                result.set_exception(error)
+
+        self._session.call_soon_threadsafe(call_there)
+        return result.result()
 
     def _drained(self) -> None:
         """On the session's loop."""
         if self.on_drained is not None:
             self._inbox.add_call(lambda _: self.on_drained and self.on_drained(), 0)
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """Raise SystemExit in it, as soon as it runs Python code: so one that computes without end does
+    end, and one that sleeps does when it wakes. The log has where it was."""
+    if thread.ident is not None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+        )
 
 
 def _told(error: BaseException) -> str:

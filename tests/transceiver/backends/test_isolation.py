@@ -240,6 +240,22 @@ async def test_who_hangs_harms_no_other_session(gate: threading.Event) -> None:
         assert other.conversation.ended is None
 
 
+async def test_who_computes_without_end_is_ended_with_its_thread() -> None:
+    def hear(self: Author, pcm: bytes, at: int, concealed: bool) -> None:
+        while True:
+            pass
+
+    bad = isolated("bad", doing(hear=hear), Bounds(hang=0.1, close=0.05))
+    async with session_of(isolated("good", Author)) as other, session_of(bad) as session:
+        (thread,) = [each for each in threading.enumerate() if each.name == "backend bad"]
+        while session.conversation.ended is None:
+            session.hear(FRAME)
+            await asyncio.sleep(0.01)
+        await other.answers()
+    thread.join()
+    await bad().close()
+
+
 async def test_who_hangs_in_start_is_ended_too(gate: threading.Event) -> None:
     start = lambda self, conversation: gate.wait()  # noqa: E731
     bad = isolated("bad", doing(start=start), Bounds(hang=0.1, close=0.05))
