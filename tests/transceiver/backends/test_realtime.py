@@ -195,6 +195,20 @@ async def test_a_client_changes_neither_model_nor_format(
     }
 
 
+async def test_a_response_has_no_other_format_either(
+    server: RealtimeServer, client: Client
+) -> None:
+    output = {"format": {"type": "audio/pcmu"}, "voice": "alloy"}
+    client.send(
+        "response.create",
+        response={"audio": {"output": output}, "output_audio_format": "g711_ulaw"},
+    )
+    await client.told("response.done")
+    assert server.connections[0].event("response.create")["response"] == {
+        "audio": {"output": {"voice": "alloy"}}
+    }
+
+
 async def test_the_clients_model_is_asked_for_where_the_operator_names_none(
     server: RealtimeServer,
 ) -> None:

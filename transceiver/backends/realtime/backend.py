@@ -27,7 +27,7 @@ from transceiver.backends.oai_events import (
 from transceiver.backends.playout import Playout
 from transceiver.backends.realtime.endpoint import Endpoint
 from transceiver.backends.realtime.link import GarbageError, Link, Patience
-from transceiver.backends.realtime.settings import Settings
+from transceiver.backends.realtime.settings import Settings, without_formats
 
 __all__ = ["Realtime"]
 
@@ -213,6 +213,10 @@ class Realtime:
             case "output_audio_buffer.clear":
                 self._cut()
                 return
+            case "response.create":
+                response = body.get("response")
+                if isinstance(response, dict):
+                    body = {**body, "response": without_formats(response)}
         self._send_chunk()  # what the client said before it asked
         if not self._link.send_event(body):
             self._settings.refused(event.event_id)

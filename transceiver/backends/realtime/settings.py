@@ -12,14 +12,13 @@ import msgspec
 from transceiver.backends.oai_events import Event, EventError, new_id
 from transceiver.backends.oai_session import MAX_SESSION
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "without_formats"]
 
 MAX_PENDING = 16
 """Updates of which the server has not said yet whether it accepts them."""
 
-FIXED = frozenset({"model", "input_audio_format", "output_audio_format"})
-"""Fields that are not the client's to set: the model is the URL's, and the audio is PCM of 24 kHz
-between us and the server, whatever the client's has been."""
+FORMATS = frozenset({"input_audio_format", "output_audio_format"})
+"""The beta's; what is today's is `audio.….format`."""
 
 
 class Settings:
@@ -80,20 +79,28 @@ class Settings:
         return {"type": "session.update", "event_id": event_id, "session": session}
 
     def _allowed(self, wanted: Mapping[str, object]) -> Event:
-        session = {name: value for name, value in wanted.items() if name not in FIXED}
-        audio = session.get("audio")
-        if isinstance(audio, dict):
-            session["audio"] = {
-                direction: {k: v for k, v in values.items() if k != "format"}
-                if isinstance(values, dict)
-                else values
-                for direction, values in audio.items()
-            }
+        session = without_formats(wanted)
+        session.pop("model", None)  # the URL has it
         if self._beta:
             session.pop("type", None)
         else:
             session.setdefault("type", "realtime")
         return session
+
+
+def without_formats(wanted: Mapping[str, object]) -> Event:
+    """What a client wants of a session or a response, without the formats of audio: that is PCM of
+    24 kHz between us and the server, whatever a client would have over a WebSocket of its own."""
+    allowed = {name: value for name, value in wanted.items() if name not in FORMATS}
+    audio = allowed.get("audio")
+    if isinstance(audio, dict):
+        allowed["audio"] = {
+            direction: {k: v for k, v in values.items() if k != "format"}
+            if isinstance(values, dict)
+            else values
+            for direction, values in audio.items()
+        }
+    return allowed
 
 
 def _merged(old: Event, new: Event) -> Event:
