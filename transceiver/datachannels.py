@@ -47,9 +47,13 @@ from aiortc.rtcsctptransport import (
 
 from transceiver.sdp.answer import MAX_MESSAGE_SIZE, SCTP_PORT
 
-__all__ = ["MAX_BACKLOG", "MAX_STREAMS", "DataChannels"]
+__all__ = ["ABORTED", "MAX_BACKLOG", "MAX_STREAMS", "SHUT_DOWN", "DataChannels"]
 
 log = logging.getLogger(__name__)
+
+ABORTED = "the peer aborted the association"
+SHUT_DOWN = "the peer shut the association down"
+"""Reasons for the end that are the peer's own wish, and no fault."""
 
 MAX_STREAMS = 128
 """In each direction. One side's channels have the even numbers, the other's the odd ones."""
@@ -104,7 +108,6 @@ _RESET, _RESPONSE, _ADD = 13, 16, 17  # RFC 6525 section 4
 _DCEP_ACK, _DCEP_OPEN = 2, 3
 _OPEN_HEADER = struct.Struct("!BBHLHH")
 _LEAST_RECONFIG = {_RESET: 16, _RESPONSE: 12, _ADD: 12}
-_CLOSING = "the peer shut the association down"
 
 
 class _BreachError(Exception):
@@ -351,13 +354,13 @@ class _Association(RTCSctpTransport):
                 chunk, ShutdownChunk | ShutdownCompleteChunk
             )
         if isinstance(chunk, AbortChunk):
-            self.end("the peer aborted the association")
+            self.end(ABORTED)
             return True
         if isinstance(chunk, InitChunk):  # none comes again but late, and it would begin anew
             return state in (self.State.COOKIE_WAIT, self.State.COOKIE_ECHOED)
         if isinstance(chunk, ShutdownChunk):
             if state is self.State.ESTABLISHED:
-                self.end(_CLOSING)
+                self.end(SHUT_DOWN)
                 return True
             return False
         if isinstance(chunk, DataChunk | ForwardTsnChunk | SackChunk | ReconfigChunk):

@@ -451,8 +451,8 @@ def _export(connection: SSL.Connection, profile: _Profile, *, is_client: bool) -
 
 
 def _reason(error: SSL.Error) -> str:
-    """In OpenSSL's words."""
+    """In OpenSSL's words: where it began, and what it came to."""
     details = error.args[0] if error.args else None
-    if isinstance(details, list):
-        return ", ".join(reason for _library, _function, reason in details)
-    return str(error)
+    if not isinstance(details, list) or not details:
+        return str(error) or type(error).__name__
+    return ", ".join(dict.fromkeys((details[0][-1], details[-1][-1])))

@@ -803,6 +803,62 @@ def test_any_chunks_neither_raise_nor_leave_a_thing(
     hostile(attack, connected=connected)
 
 
+def plausible(peer: Hostile, source: random.Random) -> bytes:
+    """A chunk that is well-formed, and mostly of this association."""
+    sent = peer.ours._association._local_tsn - 1
+    number = source.choice((TSN, peer.tsn - 1, peer.tsn, peer.tsn + 1, source.getrandbits(32)))
+    pairs = [(source.randrange(130), source.randrange(4)) for _ in range(source.randrange(4))]
+    match source.randrange(10):
+        case 0 | 1 | 2 | 3:
+            data = source.choice((b"x", b"\x02", opening(b"label"), bytes(900)))
+            return bytes(
+                peer.data(
+                    data,
+                    stream=source.choice((0, 1, 1, 3, 200)),
+                    sequence=source.choice((0, 1, 2, 65535)),
+                    protocol=source.choice((DCEP, STRING, BINARY, EMPTY_STRING, 52)),
+                    flags=source.randrange(8),
+                    tsn=source.choice((None, None, peer.tsn + source.randint(-5, 600))),
+                )
+            )
+        case 4 | 5:
+            return sack(sent - source.randrange(3))
+        case 6:
+            streams = b"".join(struct.pack("!HH", *pair) for pair in pairs)
+            return chunk(192, struct.pack("!L", number & 0xFFFFFFFF) + streams)
+        case 7:
+            streams = b"".join(struct.pack("!H", stream) for stream, _ in pairs)
+            numbers = [number & 0xFFFFFFFF, source.getrandbits(32), (peer.tsn - 1) & 0xFFFFFFFF]
+            return reconfig(13, struct.pack("!LLL", *numbers) + streams)
+        case 8:
+            return reconfig(16, struct.pack("!LL", number & 0xFFFFFFFF, source.randrange(8)))
+        case _:
+            return chunk(source.choice((4, 5, 9, 10, 11, 14, 15)), struct.pack("!HHL", 1, 8, 0))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_histories_without_sense_raise_nothing_and_leave_nothing(
+    seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = random.Random(seed)
+
+    async def main() -> None:
+        peer = Hostile()
+        peer.connect()
+        peer.say(peer.open())
+        for _ in range(50):
+            if source.random() < 0.2:
+                peer.ours.send("chat", "x" * source.choice((1, 3000)))
+            if source.random() < 0.1:
+                await asyncio.sleep(source.choice((0, 0.5, 4)))
+            peer.say(*(plausible(peer, source) for _ in range(source.randint(1, 5))))
+        peer.ours.close()
+        await asyncio.sleep(0)
+
+    run(main)
+    assert caplog.records == []
+
+
 def test_a_reset_of_streams_that_nobody_has_is_answered() -> None:
     def attack(peer: Hostile) -> None:
         reset = StreamResetOutgoingParam(TSN, 0, TSN - 1, [1, 3, 65535])
