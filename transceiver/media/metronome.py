@@ -5,6 +5,7 @@ answer nobody for that long; so they are spread over ten phases.
 """
 
 import math
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -56,14 +57,19 @@ class Metronome:
 
     `lateness`: by how many seconds the ticks of about the last second came late, on the average.
     `is_behind`: whether that says that the loop cannot keep pace, so that it should get no more to
-    do; true above 10 ms, and from then on until it is below 4. Both are nothing without members.
+    do; true above 10 ms, and from then on until it is below 4. `share`: the part of a core that the
+    loop's thread has used meanwhile, by *cpu* (s), since who is late may also be so because of
+    others. All three are nothing without members.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, cpu: Callable[[], float] = time.thread_time) -> None:
         self.lateness = 0.0
+        self.share = 0.0
         self.is_behind = False
         self._loop = loop
+        self._cpu = cpu
         self._ran_at = 0.0
+        self._used = 0.0
         self._closed = False
         self._phases: list[dict[Handle, None]] = [{} for _ in range(_PHASES)]
         self._origin = loop.time()
@@ -83,6 +89,7 @@ class Metronome:
         members[handle] = None
         if self._timer is None:
             self._ran_at = self._loop.time()
+            self._used = self._cpu()
             self._next = self._step(self._ran_at) + 1
             self._arm()
         return handle
@@ -115,13 +122,17 @@ class Metronome:
     def _rest(self) -> None:
         """There is nobody to call, and so nobody is called late."""
         self._timer = None
-        self.lateness = 0.0
+        self.lateness = self.share = 0.0
         self.is_behind = False
 
     def _measure(self, now: float) -> None:
         """Steps were due since `_next`, and come now."""
-        weight = 1 - math.exp((self._ran_at - now) / _SMOOTHED)
-        self._ran_at = now
+        elapsed, used = now - self._ran_at, self._cpu()
+        if elapsed <= 0:
+            return
+        weight = 1 - math.exp(-elapsed / _SMOOTHED)
+        self.share += weight * ((used - self._used) / elapsed - self.share)
+        self._ran_at, self._used = now, used
         self.lateness += weight * (max(0.0, now - self._time(self._next)) - self.lateness)
         self.is_behind = self.lateness > (_IN_PACE if self.is_behind else _BEHIND)
 

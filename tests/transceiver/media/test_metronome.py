@@ -306,3 +306,16 @@ def test_it_may_be_closed_in_a_tick(loop: FakeLoop) -> None:
 
     assert len(ticks) <= 18  # those of the phases before
     assert loop.timers == 0
+
+
+def test_the_share_is_what_the_thread_has_used_of_late(loop: FakeLoop) -> None:
+    used = 0.0
+    metronome = Metronome(loop, cpu=lambda: used)
+    metronome.add(lambda at: None)
+    for _ in range(500):
+        loop.run(0.02)
+        used += 0.005
+    assert metronome.share == pytest.approx(0.25, abs=0.02)
+    for _ in range(500):
+        loop.run(0.02)
+    assert metronome.share == pytest.approx(0.0, abs=0.02)
