@@ -118,7 +118,22 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--udp", required=True, metavar="ADDR:PORT")
     run.add_argument("--http", required=True, metavar="ADDR:PORT")
     run.add_argument("--capacity", type=int, default=100, metavar="N")
-    run.add_argument("--backend", default="echo")
+    run.add_argument("--backend", default="echo", metavar="NAME")
+    run.add_argument(
+        "--backend-option",
+        action="append",
+        default=[],
+        type=_option,
+        metavar="NAME=VALUE",
+        help="what the backend is told; may be given several times",
+    )
+    run.add_argument(
+        "--drain-limit",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds that calls may go on after SIGTERM",
+    )
 
     for noun in ("routes", "flows", "transceivers"):
         verbs = _noun(nouns, noun, f"the agent's {noun}")
@@ -443,6 +458,13 @@ def _agent_unload(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _option(text: str) -> tuple[str, str]:
+    name, is_one, value = text.partition("=")
+    if not is_one or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
 def _transceiver_run(arguments: argparse.Namespace) -> int:
     from transceiver.server import TransceiverConfig, run
 
@@ -456,6 +478,8 @@ def _transceiver_run(arguments: argparse.Namespace) -> int:
             http=arguments.http,
             capacity=arguments.capacity,
             backend=arguments.backend,
+            backend_options=dict(arguments.backend_option),
+            drain_limit=arguments.drain_limit,
         )
     )
     return 0

@@ -172,6 +172,7 @@ def _start(lab: Lab) -> Lab:
             "--agent": lab.agent_socket,
             "--udp": transceiver.udp,
             "--http": transceiver.http.removeprefix("http://"),
+            "--drain-limit": "3",  # `lab down` kills what has not gone after 5
         }
         process = spawn(
             transceiver.id,

@@ -88,11 +88,16 @@ class Registration:
                 retry, complained = FIRST_RETRY, False
             await asyncio.sleep(delay)
 
-    async def add(self, ufrag: str) -> None:
-        """Return once the relay steers *ufrag* here; ShuntError if not, then `remove` it."""
+    async def add(self, ufrag: str, *, restarts: str | None = None) -> None:
+        """Return once the relay steers *ufrag* here; ShuntError if not, then `remove` it.
+
+        *restarts*: the ufrag whose place this one takes, which is allowed during a drain.
+        """
         self._live.add(ufrag)
         async with _within(CALL_LIMIT):
-            await self._client.add_route(ufrag, transceiver=self._id, instance=self._instance)
+            await self._client.add_route(
+                ufrag, transceiver=self._id, instance=self._instance, restarts=restarts
+            )
 
     async def remove(self, ufrag: str) -> None:
         """Take the route back; if the agent is away, at the next renewal or with the lease."""

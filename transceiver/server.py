@@ -9,19 +9,20 @@ import os
 import re
 import signal
 import socket
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from aiohttp import web
 
 from loader.client import DEFAULT_SOCKET, AgentClient
 from loader.errors import ShuntError
-from transceiver import seam
-from transceiver.backends.legacy import BACKENDS
+from transceiver import backends
 from transceiver.ice import IceTiming
 from transceiver.registration import Registration
-from transceiver.session import Sessions
+from transceiver.session import Limits
+from transceiver.sessions import Sessions
 from transceiver.shared_socket import SharedSocket
 from transceiver.signaling import make_app
 from transceiver.stun import Address, text
@@ -53,9 +54,12 @@ class TransceiverConfig:
     """For an agent on another host: see `AgentClient`."""
     capacity: int = 100
     backend: str = "echo"
+    backend_options: Mapping[str, str] = field(default_factory=dict)
+    """What the backend is told; each has options of its own."""
     api_key: str = field(default_factory=_key_from_environment, repr=False)
-    setup_deadline: float = 30.0
-    """Seconds from offer to connected."""
+    limits: Limits = field(default_factory=Limits)
+    drain_limit: float = 30.0
+    """Seconds that calls may go on after SIGTERM."""
     ice: IceTiming = field(default_factory=IceTiming)
 
     def __post_init__(self) -> None:
@@ -67,9 +71,9 @@ class TransceiverConfig:
         _endpoint(self.http, "--http")
         if self.capacity < 1:
             raise ShuntError(f"capacity is {self.capacity}", "give --capacity 1 or more")
-        if self.backend not in BACKENDS:
+        if self.drain_limit < 0:
             raise ShuntError(
-                f"there is no backend {self.backend!r}", f"use one of: {', '.join(BACKENDS)}"
+                f"drain limit is {self.drain_limit}", "give --drain-limit seconds, 0 or more"
             )
         if not self.api_key:
             raise ShuntError("no API key", "set SHUNT_API_KEY to what clients shall present")
@@ -98,7 +102,7 @@ class Transceiver:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         """Each part pushes its own end: they stop in reverse, the sessions first."""
         config = self.config
-        seam.install()
+        backend = backends.make(config.backend, config.backend_options)
         udp = _endpoint(config.udp, "--udp")
         try:
             self.shared = await SharedSocket.open(udp, config.ice)
@@ -123,11 +127,12 @@ class Transceiver:
         stack.push_async_callback(_cancel, self.lease)
 
         self.sessions = Sessions(
+            owner=config.id,
             shared=self.shared,
             routes=self.registration,
-            backend=BACKENDS[config.backend],
+            backend=backend,
             capacity=config.capacity,
-            setup_deadline=config.setup_deadline,
+            limits=config.limits,
         )
         app = make_app(
             self.sessions,
@@ -144,7 +149,10 @@ class Transceiver:
 
 
 def run(config: TransceiverConfig) -> None:
-    """Serve until SIGTERM or SIGINT; ShuntError if that cannot be."""
+    """Serve until a signal; ShuntError if that cannot be.
+
+    SIGTERM lets the calls that are go on for the drain limit; SIGINT or a second one does not.
+    """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -152,17 +160,33 @@ def run(config: TransceiverConfig) -> None:
 
 
 async def _serve(config: TransceiverConfig) -> None:
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    drain, stop = asyncio.Event(), asyncio.Event()
+
+    def terminate() -> None:
+        (stop if drain.is_set() else drain).set()
+
+    loop.add_signal_handler(signal.SIGTERM, terminate)
+    loop.add_signal_handler(signal.SIGINT, stop.set)
     async with Transceiver(config) as transceiver:
-        stopping = asyncio.create_task(stop.wait(), name="wait for a signal")
-        await asyncio.wait((stopping, transceiver.lease), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
+        lease = transceiver.lease
+        if await _first(lease, drain.wait(), stop.wait()) == 1:
+            log.info("draining: %d sessions go on", len(transceiver.sessions))
+            await _first(lease, transceiver.sessions.drain(config.drain_limit), stop.wait())
         log.info("stopping")
-        if transceiver.lease.done():
-            await transceiver.lease
+        if lease.done():
+            await lease
+
+
+async def _first(lease: asyncio.Task[None], *others: Coroutine[Any, Any, object]) -> int:
+    """Which ended first, 0 for *lease*, which is not ended by this; *others* are."""
+    tasks = [asyncio.ensure_future(other) for other in others]
+    try:
+        done, _ = await asyncio.wait((lease, *tasks), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return next(number for number, task in enumerate((lease, *tasks)) if task in done)
 
 
 def _endpoint(text: str, option: str) -> Address:

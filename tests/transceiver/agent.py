@@ -20,6 +20,8 @@ class FakeAgent:
         self.transceivers: dict[str, dict[str, object]] = {}
         self.routes: dict[str, str] = {}
         self.added: list[str] = []
+        self.restarts: dict[str, str | None] = {}
+        """Of each route, the one it was to take the place of."""
         self.registered = 0
         """How often transceivers have registered or renewed."""
         self.listed = 0
@@ -88,6 +90,7 @@ class FakeAgent:
         if body["transceiver"] not in self.transceivers:
             return _refused(Refused("unknown-transceiver", "no lease"))
         self.routes[request.match_info["ufrag"]] = body["transceiver"]
+        self.restarts[request.match_info["ufrag"]] = body.get("restarts")
         self.added.append(request.match_info["ufrag"])
         return web.json_response({}, status=201)
 

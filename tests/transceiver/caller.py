@@ -125,6 +125,11 @@ class Caller:
                 protocol.transport.sendto = lambda data, address: None
 
     @property
+    def offer(self) -> str:
+        """What was sent."""
+        return self.peer.localDescription.sdp
+
+    @property
     def audio(self) -> Samples:
         """All that was heard, mono."""
         return np.concatenate(self.heard) if self.heard else np.zeros(0, dtype=np.int16)

@@ -9,6 +9,7 @@ import pytest
 from tests.transceiver.agent import FakeAgent
 from transceiver.ice import IceTiming
 from transceiver.server import Transceiver, TransceiverConfig
+from transceiver.session import Limits
 
 KEY = "test-key"
 
@@ -29,7 +30,8 @@ def config(agent: FakeAgent) -> TransceiverConfig:
         agent=agent.socket,
         api_key=KEY,
         capacity=4,
-        setup_deadline=5.0,
+        limits=Limits(path=5.0, dtls=5.0, media=5.0),
+        drain_limit=0.0,
         ice=IceTiming(consent_interval=0.4, consent_timeout=2.0),
     )
 

@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import sys
-import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from transceiver.server import Transceiver, TransceiverConfig
         ({"udp": "127.0.0.1:70000"}, "is not IP:PORT"),
         ({"http": "localhost:8080"}, "--http 'localhost:8080' is not IP:PORT"),
         ({"capacity": 0}, "capacity is 0"),
-        ({"backend": "parrot"}, "no backend 'parrot'"),
+        ({"drain_limit": -1.0}, "drain limit is -1"),
         ({"api_key": ""}, "no API key"),
         ({"api_key": "two words"}, "does not fit in a header"),
     ],
@@ -47,6 +48,16 @@ def test_the_key_comes_from_the_environment_and_is_not_shown(
     config = TransceiverConfig(id="x1", udp="127.0.0.1:0", http="127.0.0.1:0")
     assert config.api_key == "sesame"
     assert "sesame" not in repr(config)
+
+
+async def test_a_backend_that_there_is_not_is_said_before_anything_is_touched(
+    config: TransceiverConfig, agent: FakeAgent
+) -> None:
+    with pytest.raises(ShuntError, match="no backend 'oracle'"):
+        await Transceiver(replace(config, backend="oracle")).__aenter__()
+    with pytest.raises(ShuntError, match="no option 'x'"):
+        await Transceiver(replace(config, backend_options={"x": "1"})).__aenter__()
+    assert not agent.registered
 
 
 @pytest.mark.parametrize(("kind", "option"), [("DGRAM", "udp"), ("STREAM", "http")])
@@ -70,14 +81,14 @@ def free_port() -> int:
         return port
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_calls_and_process_cleanly(
-    agent: FakeAgent, number: signal.Signals
-) -> None:
+@contextlib.asynccontextmanager
+async def running(agent: FakeAgent, drain_limit: float) -> AsyncIterator[tuple[Process, str]]:
+    """A transceiver process that has its lease, and the URL of its signaling."""
     http = free_port()
     program = (
         "from transceiver.server import *; run(TransceiverConfig("
-        f"id='x1', udp='127.0.0.1:0', http='127.0.0.1:{http}', agent={agent.socket!r}))"
+        f"id='x1', udp='127.0.0.1:0', http='127.0.0.1:{http}', agent={agent.socket!r}, "
+        f"drain_limit={drain_limit}))"
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -88,19 +99,65 @@ async def test_a_signal_ends_calls_and_process_cleanly(
     )
     try:
         await eventually(lambda: "x1" in agent.transceivers, within=20)
-        async with Caller(f"http://127.0.0.1:{http}", KEY) as caller:
-            await caller.connected()
-            began = time.monotonic()
-            process.send_signal(number)
-            await eventually(lambda: caller.peer.connectionState == "closed")
-            async with asyncio.timeout(5):
-                assert await process.wait() == 0
-            assert time.monotonic() - began < 3
-        assert not agent.routes
-        assert not agent.transceivers
-        with pytest.raises(aiohttp.ClientConnectionError):
-            await Caller(f"http://127.0.0.1:{http}", KEY).__aenter__()
+        yield process, f"http://127.0.0.1:{http}"
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+async def test_an_interrupt_ends_calls_and_process_cleanly(agent: FakeAgent) -> None:
+    async with running(agent, drain_limit=60.0) as (process, url):
+        async with Caller(url, KEY) as caller:
+            await caller.connected()
+            process.send_signal(signal.SIGINT)
+            await eventually(lambda: caller.peer.connectionState == "closed")
+            async with asyncio.timeout(5):
+                assert await process.wait() == 0
+        assert not agent.routes
+        assert not agent.transceivers
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await Caller(url, KEY).__aenter__()
+
+
+async def test_after_sigterm_calls_go_on_and_new_ones_are_sent_away(agent: FakeAgent) -> None:
+    async with running(agent, drain_limit=60.0) as (process, url):
+        async with Caller(url, KEY) as caller:
+            await caller.connected()
+            process.send_signal(signal.SIGTERM)
+            late = Caller(url, KEY)
+            await refused(late)
+            assert caller.channel is not None
+            caller.channel.send("still there?")
+            await eventually(lambda: caller.messages == ["still there?"])
+        async with asyncio.timeout(5):  # the last call has ended, and so does the process
+            assert await process.wait() == 0
+        assert not agent.transceivers
+
+
+async def test_the_end_of_the_drain_and_a_second_sigterm_end_calls(agent: FakeAgent) -> None:
+    for drain_limit, signals in ((0.3, 1), (60.0, 2)):
+        async with running(agent, drain_limit) as (process, url), Caller(url, KEY) as caller:
+            await caller.connected()
+            process.send_signal(signal.SIGTERM)
+            if signals == 2:
+                await refused(Caller(url, KEY))
+                process.send_signal(signal.SIGTERM)
+            await eventually(lambda: caller.peer.connectionState == "closed")
+            async with asyncio.timeout(5):
+                assert await process.wait() == 0
+
+
+async def refused(caller: Caller) -> None:
+    """Return once *caller* is sent away because of a drain; what was taken before is hung up."""
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                await caller.__aenter__()
+            except AssertionError as error:
+                assert "draining" in str(error)  # noqa: PT017
+                break
+            await caller.delete()
+            await caller.peer.close()
+            caller = Caller(caller.url, caller.key)
+    await caller.peer.close()

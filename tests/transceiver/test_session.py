@@ -2,25 +2,36 @@
 
 import asyncio
 import contextlib
+import gc
+import json
 import os
 import re
-import threading
+import tracemalloc
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from loader.errors import ShuntError
 from loader.problems import Refused
 from tests.transceiver.agent import FakeAgent
 from tests.transceiver.caller import RATE, Caller, Samples, eventually
 from tests.transceiver.conftest import KEY
-from transceiver.offer import Offer, parse
-from transceiver.server import Transceiver
-from transceiver.session import State
+from tests.transceiver.prober import Prober
+from tests.transceiver.sdp.samples import AUDIO, DATA, offer
+from transceiver.backends import PCM_24000, Backend, Conversation
+from transceiver.ice import Credentials
+from transceiver.sdp import offer as sdp_offer
+from transceiver.sdp.offer import Offer, OfferError
+from transceiver.server import Transceiver, TransceiverConfig
+from transceiver.session import Limits, Session, State, UnavailableError
 from transceiver.stun import Address
+from transceiver.timeline import Moment
 
 WINDOW = RATE // 50
+OFFER = offer(AUDIO, DATA)
 
 
 def speech(seconds: float) -> Samples:
@@ -214,30 +225,66 @@ async def test_a_client_that_vanishes_is_noticed_by_its_consent(
         await eventually(lambda: not agent.routes, within=4)
 
 
+def only(transceiver: Transceiver) -> Session:
+    """The session that is there."""
+    (session,) = transceiver.sessions.all()
+    return session
+
+
+@pytest.fixture
+def hurried(config: TransceiverConfig) -> TransceiverConfig:
+    """Two states have a short limit, so that a test need not wait for it."""
+    return replace(config, limits=Limits(path=0.3, dtls=0.5, media=0.5))
+
+
+@contextlib.asynccontextmanager
+async def started(config: TransceiverConfig) -> AsyncIterator[Transceiver]:
+    async with Transceiver(config) as transceiver:
+        await eventually(transceiver.registration.registered.is_set)
+        yield transceiver
+
+
 async def test_a_client_that_never_comes_is_given_up(
-    transceiver: Transceiver, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+    hurried: TransceiverConfig, agent: FakeAgent
 ) -> None:
-    monkeypatch.setattr(transceiver.sessions, "_setup_deadline", 0.3)
     agent.vips = [("127.0.0.1", 9)]
-    await transceiver.registration._renew()
-    async with Caller(transceiver.http_url, KEY):
+    async with started(hurried) as transceiver, Caller(transceiver.http_url, KEY):
+        session = only(transceiver)
         assert len(agent.routes) == 1
         await eventually(lambda: not agent.routes, within=2)
+        assert session.reason == "no path to the client in time"
 
 
 async def test_a_client_that_stalls_in_dtls_is_given_up(
-    transceiver: Transceiver, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+    hurried: TransceiverConfig, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def stall(transport: object) -> None:
+    async def stall(transport: object, *rest: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(transceiver.sessions, "_setup_deadline", 0.5)
-    monkeypatch.setattr("aiortc.RTCDtlsTransport._do_handshake", stall)
-    async with Caller(transceiver.http_url, KEY):
-        (session,) = transceiver.sessions._sessions.values()
-        await eventually(lambda: session._link.channel is not None)
+    monkeypatch.setattr("aiortc.RTCDtlsTransport.start", stall)
+    async with started(hurried) as transceiver, Caller(transceiver.http_url, KEY):
+        session = only(transceiver)
+        await eventually(lambda: session.state is State.SECURING)
         await eventually(lambda: session.state is State.CLOSED, within=2)
+        assert session.reason == "no DTLS handshake in time"
         await eventually(lambda: not agent.routes)
+
+
+async def test_a_client_that_says_nothing_at_all_is_given_up(
+    hurried: TransceiverConfig, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lose(transport: object, data: bytes) -> None:
+        """Neither RTP nor RTCP goes out."""
+
+    monkeypatch.setattr("aiortc.RTCDtlsTransport._send_rtp", lose)
+    async with (
+        started(hurried) as transceiver,
+        Caller(transceiver.http_url, KEY, label=None) as caller,
+    ):
+        session = only(transceiver)
+        await caller.connected()
+        await eventually(lambda: session.state is State.CLOSED, within=3)
+        assert session.reason == "neither audio nor data in time"
 
 
 class Nat(asyncio.DatagramProtocol):
@@ -298,7 +345,7 @@ async def test_a_client_whose_nat_rebinds_goes_on_talking(
     await transceiver.registration._renew()
     async with Caller(transceiver.http_url, KEY) as caller:
         await caller.connected()
-        (session,) = transceiver.sessions._sessions.values()
+        session = only(transceiver)
         for _ in range(2):
             await nat.rebind()
             caller.heard.clear()
@@ -310,12 +357,16 @@ async def test_a_client_whose_nat_rebinds_goes_on_talking(
 async def test_a_client_with_another_certificate_than_it_said_is_cut_off(
     transceiver: Transceiver, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lie(text: str) -> Offer:
-        return replace(parse(text), sdp=re.sub(r"(sha-\d+) ..:", r"\1 00:", parse(text).sdp))
+    parse = sdp_offer.parse
 
-    monkeypatch.setattr("transceiver.session.parse_offer", lie)
+    def lie(text: str) -> Offer:
+        return replace(parse(text), fingerprints=(("sha-256", bytes(32)),))
+
+    monkeypatch.setattr(sdp_offer, "parse", lie)
     async with Caller(transceiver.http_url, KEY):
+        session = only(transceiver)
         await eventually(lambda: len(agent.added) == 1 and not agent.routes, within=3)
+    assert session.reason.startswith("DTLS failed")
 
 
 async def test_stopping_says_goodbye_to_clients_and_leaves_the_agent(
@@ -369,9 +420,6 @@ async def test_a_hundred_calls_leave_nothing_behind(transceiver: Transceiver) ->
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    def decoders() -> int:
-        return sum(thread.name == "audio-decoder" for thread in threading.enumerate())
-
     async def call() -> None:
         async with Caller(transceiver.http_url, KEY, label=None) as caller:
             await caller.connected()
@@ -379,12 +427,287 @@ async def test_a_hundred_calls_leave_nothing_behind(transceiver: Transceiver) ->
 
     for _ in range(3):
         await call()
-    before = len(asyncio.all_tasks()), descriptors(), decoders()
+    before = len(asyncio.all_tasks()), descriptors()
     for _ in range(100):
         await call()
     await eventually(lambda: len(asyncio.all_tasks()) <= before[0])
     assert descriptors() <= before[1]
-    assert decoders() <= before[2]
     assert not transceiver.shared.demultiplexer.transactions
     assert not transceiver.shared.demultiplexer._bound
     assert not transceiver.shared._channels
+
+
+# Restarts and renegotiation.
+
+
+async def test_an_ice_restart_takes_media_to_the_new_generation_and_the_old_route_goes(
+    transceiver: Transceiver, agent: FakeAgent
+) -> None:
+    async with Caller(transceiver.http_url, KEY) as caller:
+        await caller.connected()
+        session = only(transceiver)
+        old, etag = session.ufrag, session.etag
+        theirs = Credentials.fresh()
+        ours = await session.restart_ice(theirs)
+        assert session.etag != etag
+        assert set(session.ufrags) == set(agent.routes) == {old, ours.ufrag}
+        assert agent.restarts[ours.ufrag] == old
+
+        async with Prober(transceiver.shared.address, theirs, ours) as prober:
+            await eventually(lambda: len(prober.media) > 10)
+            await eventually(lambda: set(agent.routes) == {ours.ufrag})
+            assert session.ufrags == [ours.ufrag]
+            assert session.state is State.CONNECTED
+
+
+async def test_an_ice_restart_that_the_relay_refuses_changes_nothing(
+    transceiver: Transceiver, agent: FakeAgent
+) -> None:
+    async with Caller(transceiver.http_url, KEY) as caller:
+        await caller.connected()
+        session = only(transceiver)
+        before = session.etag, session.ufrags
+        agent.refuse_routes = Refused("quota-exceeded", "no more routes")
+        with pytest.raises(ShuntError, match="no more routes"):
+            await session.restart_ice(Credentials.fresh())
+        assert (session.etag, session.ufrags) == before
+        caller.heard.clear()
+        await eventually(lambda: len(caller.heard) > 10)
+
+
+async def test_a_session_that_has_ended_restarts_no_more(
+    transceiver: Transceiver, agent: FakeAgent
+) -> None:
+    async with Caller(transceiver.http_url, KEY) as caller:
+        await caller.connected()
+        session = only(transceiver)
+        await session.end("test")
+        with pytest.raises(UnavailableError):
+            await session.restart_ice(Credentials.fresh())
+        with pytest.raises(UnavailableError):
+            await session.renegotiate(caller.offer)
+    assert not agent.routes
+
+
+async def test_a_client_may_stop_listening_and_begin_again(transceiver: Transceiver) -> None:
+    async with Caller(transceiver.http_url, KEY) as caller:
+        await caller.connected()
+        session = only(transceiver)
+        text = caller.offer
+        await eventually(lambda: len(caller.heard) > 5)
+
+        answer = await session.renegotiate(text.replace("a=sendrecv", "a=sendonly"))
+        assert "a=recvonly" in answer
+        assert answer.splitlines()[1].split()[2] == "2"  # the version goes up (RFC 3264 section 8)
+        sent = session.to_json()["sent"]
+        assert "a=sendrecv" in await session.renegotiate(text)
+        heard = len(caller.heard)
+        await eventually(lambda: len(caller.heard) > heard + 5)
+        assert session.to_json()["sent"] != sent
+
+
+async def test_new_credentials_in_an_offer_are_an_ice_restart(
+    transceiver: Transceiver, agent: FakeAgent
+) -> None:
+    async with Caller(transceiver.http_url, KEY) as caller:
+        await caller.connected()
+        session = only(transceiver)
+        old, fresh = session.ufrag, Credentials.fresh()
+        text = re.sub(r"a=ice-ufrag:.*", f"a=ice-ufrag:{fresh.ufrag}\r", caller.offer)
+        text = re.sub(r"a=ice-pwd:.*", f"a=ice-pwd:{fresh.password}\r", text)
+        answer = await session.renegotiate(text)
+        assert session.ufrag != old
+        assert f"a=ice-ufrag:{session.ufrag}\r\n" in answer
+        assert set(agent.routes) == {old, session.ufrag}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "instead", "complaint"),
+    [
+        (r"(fingerprint:sha-256) ..", r"\1 00", "another certificate"),
+        (r"m=application(.|\n)*", "", "cannot be"),
+    ],
+)
+async def test_an_offer_that_would_be_another_session_is_refused(
+    transceiver: Transceiver, pattern: str, instead: str, complaint: str
+) -> None:
+    async with Caller(transceiver.http_url, KEY) as caller:
+        await caller.connected()
+        session = only(transceiver)
+        text = re.sub(pattern, instead, caller.offer)
+        if "m=application" not in text:
+            text = re.sub(r"(a=group:BUNDLE \S+).*", "\\1\r", text)
+        with pytest.raises(OfferError, match=complaint):
+            await session.renegotiate(text)
+        assert session.state is State.CONNECTED
+
+
+# Many, and their ends.
+
+
+async def test_a_thousand_abandoned_offers_leave_nothing(
+    agent: FakeAgent, config: TransceiverConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory, tasks, descriptors and routes are back where they were."""
+    monkeypatch.setattr("transceiver.sessions.REMEMBERED", 20)
+    config = replace(config, capacity=100, limits=Limits(path=0.05, dtls=1, media=1))
+    agent.vips = [("127.0.0.1", 9)]
+
+    async def abandon(transceiver: Transceiver, offers: int) -> None:
+        for _ in range(offers // 100):
+            for _ in range(100):
+                await transceiver.sessions.open(OFFER, dialect="test")
+            await eventually(lambda: len(transceiver.sessions) == 0)
+
+    def footprint() -> tuple[int, int]:
+        gc.collect()
+        return len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+
+    async with started(config) as transceiver:
+        await abandon(transceiver, 300)  # what is remembered of the ended is then at its most
+        before = footprint()
+        agent.added.clear()
+        agent.restarts.clear()
+        tracemalloc.start()
+        try:
+            await abandon(transceiver, 1000)
+            after = footprint()
+            growth, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert after <= before
+        assert not agent.routes
+        assert not transceiver.shared.demultiplexer._sessions
+        assert not transceiver.shared._channels
+        # What is remembered has been replaced, and is traced now; a session weighs 100 KB.
+        assert growth < 1000 * 1000
+
+
+async def test_a_loop_that_does_not_keep_pace_takes_no_more_calls(
+    transceiver: Transceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metronome = transceiver.sessions._metronome
+    monkeypatch.setattr(metronome, "is_behind", True)
+    starved = await transceiver.sessions.open(OFFER, dialect="test")
+    await starved.end("test")
+    monkeypatch.setattr(metronome, "share", 0.9)
+    with pytest.raises(UnavailableError, match="CPU") as refused:
+        await transceiver.sessions.open(OFFER, dialect="test")
+    assert refused.value.retry_after > 0
+    assert transceiver.sessions.refused["busy"] == 1
+
+
+async def test_a_drain_waits_for_the_calls_there_are_and_takes_no_more(
+    transceiver: Transceiver,
+) -> None:
+    async with Caller(transceiver.http_url, KEY) as caller:
+        await caller.connected()
+        draining = asyncio.create_task(transceiver.sessions.drain(60.0))
+        await asyncio.sleep(0)
+        with pytest.raises(UnavailableError, match="draining"):
+            await transceiver.sessions.open(OFFER, dialect="test")
+        assert not draining.done()
+        assert only(transceiver).state is State.CONNECTED
+    async with asyncio.timeout(2):
+        await draining
+
+
+async def test_the_story_of_a_session_is_told_while_it_lives_and_after(
+    transceiver: Transceiver,
+) -> None:
+    async with Caller(transceiver.http_url, KEY, samples=speech(1.0)) as caller:
+        await caller.connected()
+        session = only(transceiver)
+        await eventually(lambda: session.timeline.at(Moment.FIRST_AUDIO_OUT) is not None)
+        assert transceiver.sessions.by_state() == {
+            "new": 0,
+            "connecting": 0,
+            "securing": 0,
+            "connected": 1,
+        }
+        alive = transceiver.sessions.describe(session.ufrag)
+        assert alive is not None
+        assert alive["state"] == "connected"
+    await eventually(lambda: len(transceiver.sessions) == 0)
+    told = transceiver.sessions.describe(session.ufrag)
+    assert told is not None
+    assert json.loads(json.dumps(told)) == told
+    assert told["reason"] == "client hung up"
+    moments = [Moment(entry["what"]) for entry in told["timeline"]]  # type: ignore[attr-defined]
+    assert moments[:3] == [Moment.OFFER, Moment.ROUTE, Moment.ANSWER]
+    assert moments[-1] is Moment.END
+    assert set(moments) == set(Moment) - {Moment.ROAM, Moment.RESTART}
+    assert transceiver.sessions.has_ended(session.id)
+    assert not transceiver.sessions.has_ended("rtc_x.x1")
+    assert transceiver.sessions.find(session.id) is None
+
+
+# Backends that misbehave.
+
+
+class Faulty:
+    """Fails where it is told to; hears nothing else."""
+
+    audio = PCM_24000
+    where = ""
+
+    def _may_fail(self, where: str) -> None:
+        if self.where == where:
+            raise ZeroDivisionError(where)
+
+    def start(self, conversation: Conversation) -> None:
+        self._may_fail("start")
+        conversation.say(bytes(960))
+        conversation.on_drained = lambda: self._may_fail("drained")
+
+    def hear(self, pcm: bytes, at: int, concealed: bool) -> None:
+        self._may_fail("hear")
+
+    def channel_opened(self, label: str) -> None:
+        self._may_fail("channel_opened")
+
+    def receive(self, label: str, message: str | bytes) -> None:
+        self._may_fail("receive")
+
+    async def close(self) -> None:
+        self._may_fail("close")
+
+
+@pytest.mark.parametrize("where", ["start", "drained", "hear", "channel_opened", "receive"])
+async def test_a_backend_that_fails_ends_its_own_session_and_no_other(
+    transceiver: Transceiver, monkeypatch: pytest.MonkeyPatch, agent: FakeAgent, where: str
+) -> None:
+    async with Caller(transceiver.http_url, KEY) as good:
+        await good.connected()
+        monkeypatch.setattr(transceiver.sessions, "_backend", Faulty)
+        monkeypatch.setattr(Faulty, "where", where)
+        async with Caller(transceiver.http_url, KEY) as bad:
+            session = transceiver.sessions.all()[-1]
+            if where == "receive":
+                await bad.connected()
+                assert bad.channel is not None
+                bad.channel.send("trip")
+            await eventually(lambda: session.state is State.CLOSED)
+            assert session.reason == "the backend failed: ZeroDivisionError"
+            await eventually(lambda: len(agent.routes) == 1)
+        good.heard.clear()
+        await eventually(lambda: len(good.heard) > 10)
+        assert only(transceiver).state is State.CONNECTED
+
+
+async def test_a_backend_that_cannot_close_or_be_made_leaves_nothing(
+    transceiver: Transceiver, monkeypatch: pytest.MonkeyPatch, agent: FakeAgent
+) -> None:
+    monkeypatch.setattr(transceiver.sessions, "_backend", Faulty)
+    monkeypatch.setattr(Faulty, "where", "close")
+    async with Caller(transceiver.http_url, KEY) as caller:
+        await caller.connected()
+    await eventually(lambda: not agent.routes)
+
+    def fails() -> Backend:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(transceiver.sessions, "_backend", fails)
+    with pytest.raises(UnavailableError, match="backend"):
+        await transceiver.sessions.open(OFFER, dialect="test")
+    assert len(transceiver.sessions) == 0

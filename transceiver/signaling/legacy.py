@@ -12,8 +12,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from transceiver.offer import OfferError
-from transceiver.session import Sessions, UnavailableError
+from transceiver.sdp.offer import OfferError, UnsupportedError
+from transceiver.session import UnavailableError
+from transceiver.sessions import Sessions
 
 __all__ = ["make_app"]
 
@@ -99,7 +100,9 @@ class _Signaling:
             raise _error(web.HTTPUnsupportedMediaType, "the body must be application/sdp")
         offer = await _read_text(request)
         try:
-            session, answer = await self._sessions.open(offer)
+            session = await self._sessions.open(offer, dialect=request.path)
+        except UnsupportedError as error:
+            raise _error(web.HTTPUnprocessableEntity, str(error)) from error
         except OfferError as error:
             raise _error(web.HTTPBadRequest, str(error)) from error
         except UnavailableError as error:
@@ -107,15 +110,17 @@ class _Signaling:
             raise _error(web.HTTPServiceUnavailable, str(error), headers) from error
         return web.Response(
             status=201,
-            text=answer,
+            text=session.answer,
             content_type="application/sdp",
             headers={"Location": f"{request.path}/{session.id}"},
         )
 
     async def delete(self, request: web.Request) -> web.Response:
         self._authorize(request)
-        if not await self._sessions.close(request.match_info["id"]):
+        session = self._sessions.find(request.match_info["id"])
+        if session is None:
             raise _error(web.HTTPNotFound, "there is no such session (any more)")
+        await session.end("deleted")
         return web.Response()
 
     def _authorize(self, request: web.Request) -> None:
