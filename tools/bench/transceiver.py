@@ -39,7 +39,7 @@ _NEAR = 0.06
 _FIRST = {"stock": 1.0, "ours": 4.0}  # so many times as many calls, to find how many there can be
 _TRIES = 3  # with fewer calls each time, if they come too slowly
 _FEWER = 0.93
-_EACH_MARK = speech.MARK_EVERY
+_STEPS, _EARLY = 10, 2  # of sessions come and gone: the heap has its size after the second
 _SETTLE = 1.0  # s of talk that are not counted
 
 
@@ -102,7 +102,7 @@ def delays(marks: Sequence[float], onsets: Sequence[float]) -> list[float]:
     return [heard - sent for sent, heard in zip(marks, onsets, strict=False)]
 
 
-def growth(sessions: Sequence[int], sizes: Sequence[float]) -> float:
+def growth(sessions: Sequence[float], sizes: Sequence[float]) -> float:
     """Bytes by which memory grows a session come and gone: the slope through the later half of
     the points, as caches and the heap are filling before."""
     half = len(sessions) // 2
@@ -269,7 +269,7 @@ class _Bench:
     # Setting up.
 
     def _set_up(self, name: str, rounds: _Rounds) -> None:
-        server, scale = self._servers[name, Habit.SILENT], self._scale
+        server, scale = self._servers[name, Habit.SPEAKING], self._scale
         before = server.state()
         taken = []
         for _ in range(scale.setups):
@@ -293,7 +293,7 @@ class _Bench:
         marks: list[list[float]] = [[] for _ in range(calls)]
 
         def sent(line: int, packet: int, at: float) -> None:
-            if packet % _EACH_MARK == 0:
+            if packet % speech.MARK_EVERY == 0:
                 marks[line].append(at)
 
         lines = self._clients.connect(server.callee, calls, at_once=1, packets=speech.marked())
@@ -303,7 +303,7 @@ class _Bench:
         found = []
         for number, sent_at in enumerate(marks):
             each = delays(sent_at, ears[first + number].onsets)
-            found += each[math.ceil(_SETTLE / 0.02 / _EACH_MARK) :]
+            found += each[math.ceil(_SETTLE / 0.02 / speech.MARK_EVERY) :]
         percentiles = statistics.quantiles(found, n=100)
         rounds.add(f"{name}.delay.p50", 1e3 * percentiles[49])
         rounds.add(f"{name}.delay.p99", 1e3 * percentiles[98])
@@ -339,10 +339,9 @@ class _Bench:
 
     def _come_and_go(self, rounds: _Rounds) -> list[dict[str, float]]:
         server, scale = self._servers["ours", Habit.SILENT], self._scale
-        steps = 10
-        each = scale.gone // steps
+        each = scale.gone // _STEPS
         points: list[dict[str, float]] = []
-        for step in range(steps + 1):
+        for step in range(_STEPS + 1):
             self._progress(f"bench transceiver: {step * each:,} sessions have come and gone")
             if step:
                 self._come(server, each)
@@ -355,10 +354,12 @@ class _Bench:
                     "descriptors": server.descriptors(),
                 }
             )
-        slope = growth([int(p["sessions"]) for p in points], [p["bytes"] for p in points])
+        rounds.add("ours.memory.early", points[_EARLY]["bytes"] / 2**20)
+        rounds.add("ours.memory.late", points[-1]["bytes"] / 2**20)
+        slope = growth([each["sessions"] for each in points], [each["bytes"] for each in points])
         rounds.add("ours.growth", slope)
-        rounds.add("ours.left.tasks", points[-1]["tasks"] - points[1]["tasks"])
-        rounds.add("ours.left.descriptors", points[-1]["descriptors"] - points[1]["descriptors"])
+        for what in ("tasks", "descriptors"):
+            rounds.add(f"ours.left.{what}", points[-1][what] - points[0][what])
         return points
 
     def _come(self, server: Server, count: int) -> None:
@@ -387,28 +388,29 @@ def _setup_ms(lines: Sequence[Line]) -> list[float]:
     return [1e3 * (line.call.connected_at - line.call.began_at) for line in lines]
 
 
-_WHO = {"stock": "stock aiortc", "ours": "Shunt", "codec": "libopus alone"}
 _WHAT = {
     "sessions": ("sessions a core", "sessions"),
-    "slowest": ("the slowest call meanwhile, either way", "packets/s"),
-    "delay.p50": ("from the client's packet to the bot's PCM: half are faster", "ms"),
-    "delay.p99": ("the same: 99 of 100 are faster", "ms"),
-    "setup.p50": ("from POST to connected: half are faster", "ms"),
-    "setup.cpu": ("CPU of the server for a session set up and ended", "ms"),
+    "slowest": ("of these, the slowest, either way", "packets/s"),
+    "delay.p50": ("from client to bot, p50", "ms"),
+    "delay.p99": ("from client to bot, p99", "ms"),
+    "setup.p50": ("from POST to connected, p50", "ms"),
+    "setup.cpu": ("CPU of a session set up and ended", "ms"),
     "memory": ("memory of an idle session", "KiB"),
-    "growth": ("memory that a session leaves behind", "bytes"),
-    "left.tasks": ("tasks that sessions have left behind", "tasks"),
-    "left.descriptors": ("descriptors that sessions have left behind", "descriptors"),
+    "memory.early": ("memory of the process, early", "MiB"),
+    "memory.late": ("after five times as many sessions", "MiB"),
+    "growth": ("memory a session leaves behind", "bytes"),
+    "left.tasks": ("tasks that sessions leave behind", "tasks"),
+    "left.descriptors": ("descriptors that they leave", "descriptors"),
 }
 
 
 def _cases(rounds: _Rounds) -> tuple[Case, ...]:
     cases = []
     for name, values in rounds.values.items():
-        who, _, rest = name.partition(".")
+        rest = name.partition(".")[2]
         if rest in _WHAT:
             what, unit = _WHAT[rest]
         else:  # setup.N.p50
-            what, unit = f"from POST to connected, {rest.split('.')[1]} at once", "ms"
-        cases.append(Case(name, f"{_WHO[who]}: {what}", tuple(values), unit=unit))
-    return tuple(sorted(cases, key=lambda case: case.name.split(".")[1:]))
+            what, unit = f"{rest.split('.')[1]} at once", "ms"
+        cases.append(Case(name, what, tuple(values), unit=unit))
+    return tuple(cases)

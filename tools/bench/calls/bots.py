@@ -46,7 +46,7 @@ class Ear:
         self._quiet = _QUIET_FRAMES
 
     def hear(self, pcm: bytes) -> None:
-        """Mono or interleaved stereo, s16le; counted as it is."""
+        """Mono s16le."""
         self.samples += len(pcm) >> 1
         if self._watching:
             self._watch(pcm)
@@ -71,7 +71,7 @@ class Bots:
         self.begun = 0
 
     def begin(self, rate: int) -> Ear:
-        """*rate*: samples a second of what it will hear, all channels together."""
+        """*rate*: samples a second of what it will hear."""
         number = self.begun
         self.begun += 1
         ear = self.ears[number] = Ear(number, rate, watching=self.habit is Habit.WATCHING)

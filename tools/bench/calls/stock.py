@@ -2,9 +2,10 @@
 
     python -m tools.bench.calls.stock --http ADDR:PORT --control PATH --habit speaking
 
-Nothing of aiortc is changed; two things are to its advantage. There are no STUN servers, as its
-default ones cannot be reached here. And its bot speaks PCM at 48 kHz, so that nothing has to be
-resampled but mono to stereo.
+Nothing of aiortc is changed, and its bot is Shunt's: it takes and gives mono PCM at 24 kHz, as
+speech models do. So what is heard is resampled by PyAV, as bots on aiortc do it; what is said is
+resampled by aiortc itself. One thing is to its advantage: there are no STUN servers, as its
+default ones cannot be reached here.
 """
 
 import argparse
@@ -22,11 +23,11 @@ from aiortc import (
     RTCSessionDescription,
 )
 from aiortc.mediastreams import MediaStreamError
-from av import AudioFrame
+from av import AudioFrame, AudioResampler
 
 from tools.bench.calls.bots import Answering, Bots, Habit, utterance
 
-_RATE = 48000
+_RATE = 24000
 _FRAME = _RATE // 50
 
 
@@ -98,12 +99,14 @@ class _Server:
         return web.Response(text=peer.localDescription.sdp, content_type="application/sdp")
 
     async def _hear(self, track: MediaStreamTrack) -> None:
-        ear = self.bots.begin(2 * _RATE)
+        ear = self.bots.begin(_RATE)
+        resampler = AudioResampler(format="s16", layout="mono", rate=_RATE)
         try:
             while True:
                 frame = await track.recv()
                 assert isinstance(frame, AudioFrame)
-                ear.hear(frame.to_ndarray().tobytes())
+                for resampled in resampler.resample(frame):
+                    ear.hear(resampled.to_ndarray().tobytes())
         except MediaStreamError:
             pass
         finally:
