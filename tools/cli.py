@@ -182,9 +182,10 @@ def _parser() -> argparse.ArgumentParser:
         ("survival", "packets lost when the agent ends, or the program changes, amid traffic"),
         ("agent", "routes a second through its socket, and what a million slots cost it"),
         ("transceiver", "sessions a core, delay and setup, against stock aiortc and libopus"),
+        ("media", "microseconds of CPU for a packet of audio, part by part, and libopus alone"),
         ("jitter", "delay and loss that a jitter buffer adds, ours and stock aiortc's"),
     ):
-        bench = _command(benches, name, _bench, text, root=name != "jitter")
+        bench = _command(benches, name, _bench, text, root=name not in ("media", "jitter"))
         bench.set_defaults(bench=name)
         bench.add_argument("--quick", action="store_true", help="shorter, with wider spread")
         bench.add_argument("--check", action="store_true", help="hold it to bench-targets.toml")

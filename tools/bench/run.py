@@ -43,6 +43,10 @@ def _bench(name: str) -> Callable[..., Report]:
         from tools.bench import transceiver
 
         return transceiver.run
+    if name == "media":
+        from tools.bench import media
+
+        return media.run
     if name == "jitter":
         from tools.bench import jitter
 

@@ -41,8 +41,8 @@ def _show_cases(console: Console, report: Report) -> None:
     console.print(grid(f"{bench}: {unit}, {_rounds(report)}", columns, rows))
 
 
-_BASES = {"dataplane": "swap", "live": "redirect", "agent": "none"}
-_DIGITS = {"dataplane": 1, "live": 2, "agent": 3}
+_BASES = {"dataplane": "swap", "live": "redirect", "agent": "none", "media": "libopus"}
+_DIGITS = {"dataplane": 1, "live": 2, "agent": 3, "media": 2}
 
 
 def _last(report: Report, case: Case) -> str:
@@ -151,10 +151,12 @@ def _bars(values: Sequence[float]) -> str:
 
 
 def _base(report: Report, case: Case) -> str | None:
-    """What the case is compared with: live, the redirect its way; of the agent, the one that has
-    nothing."""
+    """What the case is compared with: live, the redirect its way, and of media, libopus; of the
+    agent, the one that has nothing."""
     if report.bench == "dataplane":
         return "bare.swap"
+    if report.bench == "media":
+        return f"{case.name.partition('.')[0]}.libopus"
     if report.bench == "agent":
         rest = case.name.split(".")[1:]
         same = ".".join(("none", *rest))
