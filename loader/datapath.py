@@ -21,8 +21,8 @@ from loader.sizes import sizes
 from loader.source import digest
 
 __all__ = [
-    "compile_into",
     "load",
+    "load_into",
     "make_room",
     "not_permitted",
     "notebook",
@@ -75,11 +75,11 @@ def _mount_bpffs() -> None:
         )
 
 
-def load(pins: Path, inside: int = 1) -> bpf.ProgramInfo:
-    """Compile the program for this kernel, with maps for so many *inside* addresses, and pin it;
-    pinned maps keep what they hold. Takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: without the last
-    the verifier refuses what this program does with pointers, and guards what is left against
-    Spectre, which costs media three times the time.
+def load(pins: Path, inside: int = 1, *, afresh: bool = False) -> bpf.ProgramInfo:
+    """Compile the program for this kernel, or take what was compiled before unless *afresh*, and
+    pin it with maps for so many *inside* addresses; pinned maps keep what they hold. Takes CAP_BPF,
+    CAP_NET_ADMIN and CAP_PERFMON: without the last the verifier refuses what this program does with
+    pointers, and guards what is left against Spectre, which costs media three times the time.
 
     Raises ShuntError with the compiler's or the verifier's last words, and if maps for another
     number of inside addresses, or of another shape, are pinned: those are `upgrade`'s.
@@ -92,14 +92,15 @@ def load(pins: Path, inside: int = 1) -> bpf.ProgramInfo:
         check_shapes(pins, sizes(inside))
     except PermissionError as error:
         raise not_permitted(pins, error) from None
-    return compile_into(versioned(pins), inside)
+    return load_into(versioned(pins), inside, afresh=afresh)
 
 
-def compile_into(folder: Path, inside: int) -> bpf.ProgramInfo:
-    """Load the program from the cache, or compile it, and pin it in *folder*, with maps for so many
+def load_into(folder: Path, inside: int, *, afresh: bool = False) -> bpf.ProgramInfo:
+    """Load the program from the cache, or compile it if it is not there or *afresh* is to be, and
+    pin it in *folder*, with maps for so many
     inside addresses as far as there are none there yet. Raises ShuntError with the compiler's or
     the verifier's last words."""
-    if not _take_kept(folder, inside):
+    if afresh or not _take_kept(folder, inside):
         _compile(folder, inside)
     about = notebook(folder)
     about.source[:] = list(digest(inside))

@@ -243,7 +243,7 @@ def stage(plan: Plan) -> None:
             undo.callback(remove_folder, folder)
             if plan.running:
                 _pin(plan.running.folder, folder, _kept(plan))
-            program = datapath.compile_into(folder, plan.inside)
+            program = datapath.load_into(folder, plan.inside)
             undo.pop_all()
     log.info("program %s (id %d) is loaded", program.tag, program.id)
 

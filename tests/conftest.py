@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 
 from loader.cache import SWITCH
+from tests.isolation import isolate
 from tools import lab as labs
 from tools import topology
 from tools.labstate import Lab, current
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each lane of the suite (pytest-xdist's workers), or the one process that there is."""
+    if config.getoption("numprocesses", None) is None or hasattr(config, "workerinput"):
+        isolate()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,7 +31,7 @@ def attempt(host: HostFacts) -> Trial:
     pins = datapath.BPFFS / f"shunt-doctor-{os.getpid()}"
     begun = time.monotonic()
     try:
-        program = datapath.load(pins)
+        program = datapath.load(pins, afresh=True)
         mode = attach_alone(pins)
     except ShuntError as error:
         return Trial(trouble=error.what, cure=error.cure)
