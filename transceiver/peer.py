@@ -123,6 +123,8 @@ class Peer:
         self.channel.on_datagram = self._receive
         self.channel.on_event = self._ice_event
         self.channel.open()
+        if not self.is_client:
+            self._dtls.start(self._loop.time())  # a client may begin before its path is validated
 
     def send(self, label: str, message: str | bytes) -> bool:
         """Send on the data channel *label*; False if there is none, or it is backed up."""

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from loader.errors import ShuntError
 from transceiver import sessionid
-from transceiver.backends import Backend
+from transceiver.backends import AudioFormat, Backend
 from transceiver.conversation import LiveConversation
 from transceiver.dtls import Certificate
 from transceiver.ice import Credentials
@@ -117,9 +117,10 @@ class Session:
         configuration: Mapping[str, object],
         surroundings: Surroundings,
         backend: Backend,
+        audio: AudioFormat,
         on_closed: Callable[["Session"], None],
     ) -> None:
-        """*on_closed* is called once, when nothing of the session is left."""
+        """*audio*: the backend's. *on_closed* is called once, when nothing of the session is left."""
         self.id = sessionid.fresh(surroundings.owner)
         self.dialect = dialect
         self.configuration = configuration
@@ -137,6 +138,7 @@ class Session:
         self._routes = surroundings.routes
         self._limits = surroundings.limits
         self._backend = backend
+        self._audio = audio
         self._on_closed = on_closed
         self._ending: asyncio.Task[None] | None = None
         self._removals: set[asyncio.Task[None]] = set()
@@ -172,7 +174,7 @@ class Session:
         )
         self._follow_direction(offer)
         self._conversation = LiveConversation(
-            audio=backend.audio,
+            audio=audio,
             configuration=configuration,
             sender=self._peer.sender,
             send=self._peer.send,
@@ -256,6 +258,8 @@ class Session:
             raise OfferError("media sections cannot be taken away or change their kind (RFC 3264)")
         if tuple(parsed.mids) != self.mids:
             raise OfferError("media sections in use cannot be added or given up in a session")
+        if _payload_type(parsed) != _payload_type(before):
+            raise OfferError("Opus must keep its payload type in a session")
         if parsed.remote != before.remote:
             await self.restart_ice(parsed.remote)
         self._offer = parsed
@@ -297,6 +301,8 @@ class Session:
         self.timeline.note(Moment.FIRST_CHECK)
 
     def selected(self, address: Address) -> None:
+        if self.state is State.CLOSED:
+            return
         if self._where is None:
             self.timeline.note(Moment.SELECTED, address=text(address))
         else:
@@ -309,6 +315,8 @@ class Session:
         self._remove_route(old_ufrag)
 
     def secured(self) -> None:
+        if self.state is State.CLOSED:  # its end is about to be carried out
+            return
         self.timeline.note(Moment.DTLS)
         self._turn(State.CONNECTED, self._limits.media, "neither audio nor data in time")
         log.info("session %s connected", self.id)
@@ -343,7 +351,7 @@ class Session:
     # The parts of it.
 
     def _make_sender(self) -> AudioSender:
-        audio, wanted = self._offer.audio, self._backend.audio
+        audio, wanted = self._offer.audio, self._audio
         return AudioSender(
             ssrc=self._local.ssrc,
             payload_type=DEFAULT_PAYLOAD_TYPE if audio is None else audio.payload_type,
@@ -356,7 +364,7 @@ class Session:
         )
 
     def _make_receiver(self) -> AudioReceiver | None:
-        audio, wanted = self._offer.audio, self._backend.audio
+        audio, wanted = self._offer.audio, self._audio
         if audio is None:
             return None
         return AudioReceiver(
@@ -430,6 +438,10 @@ class Session:
         removal = self._loop.create_task(self._routes.remove(ufrag), name=f"no route {ufrag}")
         self._removals.add(removal)
         removal.add_done_callback(self._removals.discard)
+
+
+def _payload_type(offer: Offer) -> int | None:
+    return None if offer.audio is None else offer.audio.payload_type
 
 
 def _with_credentials(local: sdp_answer.Local, credentials: Credentials) -> sdp_answer.Local:

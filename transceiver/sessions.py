@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from loader.errors import ShuntError
 from transceiver.backends import Factory
 from transceiver.dtls import Certificate
+from transceiver.media import opus
 from transceiver.media.metronome import Metronome
 from transceiver.sdp import offer as sdp_offer
 from transceiver.session import Limits, Routes, Session, State, Surroundings, UnavailableError
@@ -101,6 +102,9 @@ class Sessions:
         self._admit()
         try:
             backend = self._backend()
+            audio = backend.audio
+            if audio.rate not in opus.RATES:
+                raise ValueError(f"Opus has no rate of {audio.rate} Hz")
         except Exception as error:
             log.exception("the backend cannot be made")
             raise self._refusal("backend", "the backend cannot be made", BUSY) from error
@@ -110,6 +114,7 @@ class Sessions:
             configuration=configuration or {},
             surroundings=self._surroundings,
             backend=backend,
+            audio=audio,
             on_closed=self._forget,
         )
         self._sessions[session.id] = session

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
+from aiortc.sdp import SessionDescription
 
 from loader.errors import ShuntError
 from loader.problems import Refused
@@ -526,6 +527,7 @@ async def test_new_credentials_in_an_offer_are_an_ice_restart(
     [
         (r"(fingerprint:sha-256) ..", r"\1 00", "another certificate"),
         (r"m=application(.|\n)*", "", "cannot be"),
+        (r"(SAVPF |rtpmap:|fmtp:)96", r"\g<1>98", "payload type"),
     ],
 )
 async def test_an_offer_that_would_be_another_session_is_refused(
@@ -540,6 +542,39 @@ async def test_an_offer_that_would_be_another_session_is_refused(
         with pytest.raises(OfferError, match=complaint):
             await session.renegotiate(text)
         assert session.state is State.CONNECTED
+
+
+async def test_a_client_may_ask_us_to_be_the_server_of_dtls(
+    transceiver: Transceiver, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = SessionDescription.__str__
+
+    def active(description: SessionDescription) -> str:
+        return write(description).replace("a=setup:actpass", "a=setup:active")
+
+    monkeypatch.setattr(SessionDescription, "__str__", active)
+    async with Caller(transceiver.http_url, KEY) as caller:
+        await caller.connected()
+        assert "a=setup:passive" in caller.answer
+        assert caller.channel is not None
+        caller.channel.send("hello")
+        await eventually(lambda: caller.messages == ["hello"])
+        await eventually(lambda: len(caller.heard) > 5)
+        again = caller.offer.replace("a=setup:active", "a=setup:actpass")
+        assert "a=setup:passive" in await only(transceiver).renegotiate(again)
+
+
+async def test_an_end_that_comes_while_dtls_finishes_is_an_end(
+    transceiver: Transceiver, agent: FakeAgent
+) -> None:
+    async with Caller(transceiver.http_url, KEY):
+        session = only(transceiver)
+        await eventually(lambda: session.state is State.SECURING)
+        session.closed("test")
+        session.secured()
+        assert session.state is State.CLOSED
+        await eventually(lambda: not agent.routes)
+        assert session.timeline.at(Moment.DTLS) is None
 
 
 # Many, and their ends.
