@@ -120,7 +120,7 @@ class Session:
         audio: AudioFormat,
         on_closed: Callable[["Session"], None],
     ) -> None:
-        """*audio*: the backend's. *on_closed* is called once, when nothing of the session is left."""
+        """*audio*: the backend's. *on_closed* is called once, when nothing of it is left."""
         self.id = sessionid.fresh(surroundings.owner)
         self.dialect = dialect
         self.configuration = configuration
