@@ -150,8 +150,11 @@ def _data(data: Data) -> str:
 def _inactive(section: Section) -> str:
     """RTP of which there will be none, in the format that the client likes best."""
     format = section.formats[0]
-    rtpmap = f"a=rtpmap:{format} {section.encoding}\r\n" if section.encoding else ""
-    fmtp = f"a=fmtp:{format} {section.parameters}\r\n" if section.parameters else ""
+    rtpmap = fmtp = ""
+    if section.encoding is not None:
+        rtpmap = f"a=rtpmap:{format} {section.encoding}\r\n"
+        if section.parameters is not None:
+            fmtp = f"a=fmtp:{format} {section.parameters}\r\n"
     return f"a=inactive\r\na=rtcp-mux\r\n{rtpmap}{fmtp}"
 
 

@@ -21,6 +21,7 @@ TOKEN = r"[!#-'*+\-.0-9A-Z^-~]"
 """A character of a token (RFC 8866 section 9)."""
 NUMBER = re.compile("[0-9]{1,20}")
 
+_KIND = re.compile(f"{TOKEN}{{1,32}}")
 _MID = re.compile(f"{TOKEN}{{1,64}}")
 _FOREIGN = re.compile(r"[^\t\r\n -~]")
 _UFRAG = re.compile("[A-Za-z0-9+/]{4,256}")  # RFC 8839 section 5.4
@@ -90,7 +91,8 @@ def split(text: str, read: frozenset[str]) -> list[Level]:
                 level.attributes.setdefault(attribute, []).append(value)
         elif line.startswith("m="):
             media = line[2:].rstrip()
-            level = Level(f"section {len(levels)} (m={media.split(' ', 1)[0][:32]})", media)
+            kind = _KIND.match(media)
+            level = Level(f"section {len(levels)} (m={kind[0] if kind else ''})", media)
             levels.append(level)
         elif line[1:2] != "=" and line.strip():
             raise MalformedError(f"line {number} of the SDP is malformed: it is not TYPE=VALUE")

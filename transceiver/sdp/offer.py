@@ -227,6 +227,7 @@ def _can_anchor(section: Section, level: Level) -> bool:
     """Whether the section, which is not served, can be answered as an inactive one."""
     return (
         section.kind in ("audio", "video")
+        and _is_usable(section.formats[0])
         and section.encoding is not None
         and _RTP_PROTOCOL.fullmatch(section.protocol) is not None
         and "rtcp-mux" in level.attributes

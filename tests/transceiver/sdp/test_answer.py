@@ -6,6 +6,7 @@ import pytest
 
 from tests.transceiver.sdp.samples import (
     AUDIO,
+    CANDIDATES,
     DATA,
     GOOD,
     LOCAL,
@@ -70,9 +71,7 @@ def test_an_answer_in_full() -> None:
             "a=fmtp:111 minptime=10;useinbandfec=1",
             "a=msid:cname-of-ours cname-of-ours",
             "a=ssrc:3735928559 cname:cname-of-ours",
-            "a=candidate:0 1 udp 2130706431 2001:db8:18::1 3478 typ host",
-            "a=candidate:1 1 udp 2130706175 198.18.0.1 3478 typ host",
-            "a=end-of-candidates",
+            *CANDIDATES,
         ],
         [
             "m=application 3478 UDP/DTLS/SCTP webrtc-datachannel",
@@ -81,9 +80,7 @@ def test_an_answer_in_full() -> None:
             *transport,
             "a=sctp-port:5000",
             "a=max-message-size:262144",
-            "a=candidate:0 1 udp 2130706431 2001:db8:18::1 3478 typ host",
-            "a=candidate:1 1 udp 2130706175 198.18.0.1 3478 typ host",
-            "a=end-of-candidates",
+            *CANDIDATES,
         ],
         [
             "m=video 0 UDP/TLS/RTP/SAVPF 96",
