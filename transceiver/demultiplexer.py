@@ -139,8 +139,9 @@ class Demultiplexer:
     def _bind(self, session: IceSession, event: Event, now: float) -> None:
         """Security-critical: a source address can be forged by somebody with a session of his own.
 
-        An address in use moves only to a session that was *answered* from there, which a forger
-        never is. An address not in use moves at once, since its port may be another client's now.
+        An address that its session was answered from, and that is in use, moves only to one that
+        was *answered* from there, too, which a forger never is. Any other moves at once: its port
+        may be another client's now, or who has it may be a forger.
         """
         if isinstance(event, Validated):
             self._hold(event.address, session)
@@ -168,4 +169,4 @@ class Demultiplexer:
 
 def _in_use(holder: IceSession, address: Address, now: float) -> bool:
     heard_at = holder.heard_from(address)
-    return heard_at is not None and now - heard_at < IN_USE
+    return holder.has_answered(address) and heard_at is not None and now - heard_at < IN_USE

@@ -315,6 +315,11 @@ class IceSession:
         path = self._paths.get(source)
         return None if path is None else path.heard_at
 
+    def has_answered(self, source: Address) -> bool:
+        """Whether a check of ours to *source* was ever answered from there."""
+        path = self._paths.get(source)
+        return path is not None and path.answered_at is not None
+
     def set_remote(self, remote: Credentials) -> None:
         """Take the client's credentials of the newest generation, and void its checks in flight."""
         newest = self._generations[-1]

@@ -105,6 +105,33 @@ def test_an_address_no_longer_in_use_moves_at_once(socket: Socket) -> None:
     assert socket.owner(HERE) is new
 
 
+def test_an_idle_address_that_a_forger_took_comes_back_with_the_owners_next_check(
+    socket: Socket,
+) -> None:
+    """However much the forger sends in its name, since he was never answered from there."""
+    victim, thief = socket.session("vict"), socket.session("thie")
+    socket.answer(socket.ask(victim, HERE, nominate=True), HERE)
+    socket.now += IN_USE
+    socket.ask(thief, HERE)
+    assert socket.owner(HERE) is thief
+
+    socket.ask(victim, HERE)
+    assert socket.owner(HERE) is victim
+    socket.ask(thief, HERE)
+    assert socket.owner(HERE) is victim
+
+
+def test_a_forger_who_came_first_does_not_hold_an_address(socket: Socket) -> None:
+    victim, thief = socket.session("vict"), socket.session("thie")
+    socket.ask(thief, HERE)
+
+    check = socket.ask(victim, HERE)
+    assert socket.owner(HERE) is victim
+    socket.answer(check, HERE)
+    socket.ask(thief, HERE)
+    assert socket.owner(HERE) is victim
+
+
 def test_the_address_of_an_ended_session_moves_at_once(socket: Socket) -> None:
     old, new = socket.session("old1"), socket.session("new1")
     socket.ask(old, HERE)
