@@ -54,6 +54,7 @@ of 0 makes it lose every conflict to us, that is: it becomes controlling (RFC 84
 
 import random
 import secrets
+from base64 import b64encode
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 
@@ -97,8 +98,6 @@ ERRORS_PER_SECOND = 10
 TIE_BREAKER = 0
 PRIORITY = 110 << 24 | 65535 << 8 | 255  # peer-reflexive, component 1 (RFC 8445 section 5.1.2.1)
 
-ICE_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
@@ -109,10 +108,10 @@ class Credentials:
 
     @classmethod
     def fresh(cls) -> "Credentials":
-        """96 random bits of ufrag, 144 of password."""
+        """96 random bits of ufrag, 144 of password. Base64 has just the characters of ICE."""
         return cls(
-            ufrag="".join(secrets.choice(ICE_CHARACTERS) for _ in range(16)),
-            password="".join(secrets.choice(ICE_CHARACTERS) for _ in range(24)),
+            ufrag=b64encode(secrets.token_bytes(12)).decode(),
+            password=b64encode(secrets.token_bytes(18)).decode(),
         )
 
 
