@@ -47,6 +47,9 @@ PIECE = 1.0
 MAX_RESPONSES = 64
 """Responses under way that are known by their ids; no server has more than a few."""
 
+MAX_MODEL = 256
+"""Characters of the model that a client asks for; a longer name is none."""
+
 OURS = "shunt_"
 """How the ids of events of our own account begin."""
 
@@ -163,7 +166,8 @@ class Realtime:
             except EventError as error:
                 self._channel.send(error_event(error))
         model = configuration.get("model")
-        self._link.start(model if isinstance(model, str) else None)
+        known = isinstance(model, str) and 0 < len(model) <= MAX_MODEL
+        self._link.start(str(model) if known else None)
 
     def hear(self, pcm: bytes, at: int, concealed: bool) -> None:
         self._chunk += pcm

@@ -152,6 +152,9 @@ class Link:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        if self._outbox.lost:
+            name, lost = self._endpoint.name, self._outbox.lost
+            log.warning("%s: %.1f s of a client's audio found no room", name, lost)
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (bug := task.exception()) is not None:
