@@ -1,21 +1,39 @@
 """The bench of calls: what it makes of numbers, what it says and hears; and a run, very small."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pyroute2 import netns
+from rich.console import Console
 
 from loader.errors import ShuntError
+from tools.bench import transceiver
 from tools.bench.calls import codec, speech
 from tools.bench.calls.bots import Bots, Habit, utterance
 from tools.bench.calls.client import Answer, Call, State
 from tools.bench.calls.load import Callee, Clients
 from tools.bench.calls.place import CALLED_HOST, CALLER_HOST, CALLERS, Server, place
 from tools.bench.report import Case, Report, hold, read_targets
-from tools.bench.transceiver import Carried, delays, growth, next_load
+from tools.bench.show import show
+from tools.bench.transceiver import Carried, Scale, delays, growth, next_load
 from transceiver.dtls import Certificate
 from transceiver.media import opus
+
+PINS = Path("/nowhere")
+SMALL = Scale(
+    rounds=1,
+    talk_s=0.8,
+    setups=3,
+    at_once=2,
+    watched=2,
+    idle=4,
+    gone=20,
+    codec_s=0.05,
+    first=2,
+    most=2,
+)
 
 # What it makes of its numbers.
 
@@ -90,6 +108,7 @@ def test_what_the_client_says_is_a_packet_for_each_20_ms_and_the_same_each_time(
 
     assert {opus.duration(packet) for packet in said} == {960}
     assert len(said) == len(utterance(24000)) == len(utterance(48000)) == 500
+    speech._voice.cache_clear()
     speech.pcm.cache_clear()
     speech.packets.cache_clear()
     assert speech.packets() == said
@@ -110,7 +129,9 @@ def test_a_mark_is_heard_in_the_packet_that_it_was_said_in(rate: int) -> None:
 
 def test_a_bot_that_watches_notes_each_mark_once() -> None:
     decoder = opus.Decoder(24000)
-    ear = Bots(Habit.WATCHING).begin(24000)
+    bots = Bots()
+    bots.habit = Habit.WATCHING
+    ear = bots.begin(24000)
 
     for packet in speech.marked() * 3:
         ear.hear(decoder.decode(packet))
@@ -120,7 +141,7 @@ def test_a_bot_that_watches_notes_each_mark_once() -> None:
 
 
 def test_bots_that_have_ended_are_forgotten() -> None:
-    bots = Bots(Habit.SPEAKING)
+    bots = Bots()
     first, second = bots.begin(24000), bots.begin(24000)
 
     bots.end(first)
@@ -201,9 +222,10 @@ def test_an_offer_goes_out_as_http_has_it() -> None:
 def test_stock_aiortc_is_called_and_leaves_nothing(tmp_path: Path) -> None:
     with place():
         callee = Callee((CALLED_HOST, 8100), "/offer")
-        server = Server("stock", Habit.SPEAKING, tmp_path, callee=callee, cpu=0, more=[])
+        server = Server("stock", tmp_path, callee=callee, cpu=0, more=[])
         clients = Clients(CALLER_HOST, CALLERS)
         try:
+            server.ready()
             lines = clients.connect(callee, 2, at_once=2, packets=speech.packets())
             spoken = clients.talk(
                 lines, settle=0.3, seconds=0.5, at_start=server.ask, at_end=server.ask
@@ -225,5 +247,53 @@ def test_stock_aiortc_is_called_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     callee = Callee(("203.0.113.1", 8100), "/offer")  # nobody's address
-    with place(), pytest.raises(ShuntError, match="assign requested address"):
-        Server("stock", Habit.SPEAKING, tmp_path, callee=callee, cpu=0, more=[])
+    with place():
+        server = Server("stock", tmp_path, callee=callee, cpu=0, more=[])
+        try:
+            with pytest.raises(ShuntError, match="assign requested address"):
+                server.ready()
+        finally:
+            server.end()
+
+
+@pytest.fixture(scope="module")
+def measured() -> Report:
+    said: list[str] = []
+    found = transceiver.run(PINS, quick=True, progress=said.append, scale=SMALL)
+    assert said[-1] == "bench transceiver: 20 sessions have come and gone"
+    return found
+
+
+def test_a_run_measures_all_that_the_targets_ask_for(measured: Report) -> None:
+    targets = read_targets("transceiver")
+
+    assert len(hold(measured, targets)) == len(targets) == 7
+    names = {case.name for case in measured.cases}
+    for subject in ("stock", "ours"):
+        assert names >= {
+            f"{subject}.{what}"
+            for what in (
+                *("sessions", "slowest", "delay.p50", "delay.p99"),
+                *("setup.p50", "setup.2.p50", "setup.cpu", "memory"),
+            )
+        }
+    assert all(case.unit for case in measured.cases)
+
+
+def test_a_run_says_at_which_loads_and_shows_it(measured: Report) -> None:
+    assert {name: len(each) for name, each in measured.facts["loads"].items()} == {
+        **{"stock": 1, "ours": 1}
+    }
+    assert [point["sessions"] for point in measured.facts["memory"]["come_and_gone"]] == [
+        *range(0, 21, 2)
+    ]
+
+    said = io.StringIO()
+    show(Console(file=said, width=200), measured, hold(measured, read_targets("transceiver")))
+
+    assert "sessions come and gone" in said.getvalue()
+
+
+def test_a_run_leaves_nothing(measured: Report) -> None:
+    assert measured.cases
+    assert not [name for name in netns.listnetns() if name.startswith("bench-call")]

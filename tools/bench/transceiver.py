@@ -40,16 +40,19 @@ _FIRST = {"stock": 1.0, "ours": 4.0}  # so many times as many calls, to find how
 _TRIES = 3  # with fewer calls each time, if they come too slowly
 _FEWER = 0.93
 _STEPS, _EARLY = 10, 2  # of sessions come and gone: the heap has its size after the second
-_SETTLE = 1.0  # s of talk that are not counted
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is measured. *talk_s*: seconds that calls are counted; *setups*: calls placed by
-    each subject in a round, one after the other and again *at_once* at a time; *watched*: calls
-    with marks; *idle*: sessions whose memory is taken; *gone*: sessions that come and go."""
+    """How much is measured. *talk_s*: seconds that calls are counted, after *settle_s* that they
+    are not, and *probe_s* to find how many there can be; *setups*: calls placed by each subject in
+    a round, one after the other and again *at_once* at a time; *watched*: calls with marks; *idle*:
+    sessions whose memory is taken; *gone*: sessions that come and go; *first* and *most*: calls,
+    of stock aiortc until it is known how many it takes, and of anybody."""
 
     rounds: int = 7
+    settle_s: float = 1.0
+    probe_s: float = 1.5
     talk_s: float = 6.0
     setups: int = 24
     at_once: int = 8
@@ -58,7 +61,7 @@ class Scale:
     gone: int = 10_000
     codec_s: float = 1.5
     first: int = 8
-    """Calls of stock aiortc to begin with, until it is known how many it takes."""
+    most: int = 500
 
 
 _QUICK = Scale(rounds=2, talk_s=3.0, setups=10, idle=50, gone=500, codec_s=0.7)
@@ -167,15 +170,16 @@ class _Bench:
         self._stack = stack
         self._progress = progress
         self._calls: dict[str, int] = {}
-        self._servers: dict[tuple[str, Habit], Server] = {}
+        self._servers: dict[str, Server] = {}
         self._clients = Clients(CALLER_HOST, CALLERS)
         stack.callback(self._clients.close)
 
     def start(self) -> None:
-        for place_number, habit in enumerate(Habit):
-            self._progress(f"bench transceiver: servers, {habit}")
-            for name in _SUBJECTS:
-                self._servers[name, habit] = self._serve(name, habit, place_number)
+        self._progress("bench transceiver: a server of each kind")
+        for name in _SUBJECTS:
+            self._servers[name] = self._serve(name)
+        for server in self._servers.values():
+            server.ready()
         for name in _SUBJECTS:
             self._progress(f"bench transceiver: how many calls {name} takes")
             self._find(name)
@@ -185,18 +189,17 @@ class _Bench:
         """Offers that were, and were made again."""
         return self._clients.refused
 
-    def _serve(self, name: str, habit: Habit, number: int) -> Server:
+    def _serve(self, name: str) -> Server:
         if name == "stock":
-            callee = Callee((CALLED_HOST, 8100 + number), "/offer")
+            callee = Callee((CALLED_HOST, 8081), "/offer")
             more: list[str] = []
         else:
             headers = {"Authorization": f"Bearer {ours.KEY}"}
-            callee = Callee((CALLED_HOST, 8200 + number), "/v1/realtime/calls", headers)
-            udp = f"{CALLED_HOST}:{40000 + number}"
-            agent = self._folder / f"agent-{habit}.sock"
+            callee = Callee((CALLED_HOST, 8082), "/v1/realtime/calls", headers)
+            udp, agent = f"{CALLED_HOST}:40000", self._folder / "agent.sock"
             self._stack.callback(Agent(agent, udp).end)
             more = ["--udp", udp, "--agent", str(agent)]
-        server = Server(name, habit, self._folder, callee=callee, cpu=self.cpu, more=more)
+        server = Server(name, self._folder, callee=callee, cpu=self.cpu, more=more)
         self._stack.callback(server.end)
         return server
 
@@ -204,16 +207,16 @@ class _Bench:
 
     def _find(self, name: str) -> None:
         """How many calls take about nine tenths of a core."""
-        calls = round(_FIRST[name] * self._scale.first)
+        calls = min(round(_FIRST[name] * self._scale.first), self._scale.most)
         for _ in range(_TRIES):
-            carried = self._carry(name, calls, 1.5)
-            calls = next_load(carried)
-            if abs(carried.share - _FULL_LOAD) < _NEAR:
+            carried = self._carry(name, calls, self._scale.probe_s)
+            calls = min(next_load(carried), self._scale.most)
+            if calls == self._scale.most or abs(carried.share - _FULL_LOAD) < _NEAR:
                 break
         self._calls[name] = calls
 
     def _carry(self, name: str, calls: int, seconds: float) -> Carried:
-        server = self._servers[name, Habit.SPEAKING]
+        server = self._servers[name]
         lines = self._clients.connect(
             server.callee, calls, at_once=4, packets=speech.packets(), or_fewer=True
         )
@@ -222,7 +225,11 @@ class _Bench:
                 f"{name} takes no call at all", "Run the bench on a machine that is not busy."
             )
         spoken = self._clients.talk(
-            lines, settle=_SETTLE, seconds=seconds, at_start=server.ask, at_end=server.ask
+            lines,
+            settle=self._scale.settle_s,
+            seconds=seconds,
+            at_start=server.ask,
+            at_end=server.ask,
         )
         before, after = server.answer(), server.answer()
         self._hang_up(server, lines)
@@ -269,7 +276,7 @@ class _Bench:
     # Setting up.
 
     def _set_up(self, name: str, rounds: _Rounds) -> None:
-        server, scale = self._servers[name, Habit.SPEAKING], self._scale
+        server, scale = self._servers[name], self._scale
         before = server.state()
         taken = []
         for _ in range(scale.setups):
@@ -288,8 +295,8 @@ class _Bench:
     # Delay.
 
     def _watch(self, name: str, rounds: _Rounds) -> None:
-        server, calls = self._servers[name, Habit.WATCHING], self._scale.watched
-        first = server.state().begun
+        server, calls = self._servers[name], self._scale.watched
+        first = server.become(Habit.WATCHING).begun
         marks: list[list[float]] = [[] for _ in range(calls)]
 
         def sent(line: int, packet: int, at: float) -> None:
@@ -297,13 +304,15 @@ class _Bench:
                 marks[line].append(at)
 
         lines = self._clients.connect(server.callee, calls, at_once=1, packets=speech.marked())
-        spoken = self._clients.talk(lines, settle=_SETTLE, seconds=self._scale.talk_s, on_sent=sent)
-        ears = server.state().ears
+        spoken = self._clients.talk(
+            lines, settle=self._scale.settle_s, seconds=self._scale.talk_s, on_sent=sent
+        )
+        ears = server.become(Habit.SPEAKING).ears
         self._hang_up(server, lines)
         found = []
         for number, sent_at in enumerate(marks):
             each = delays(sent_at, ears[first + number].onsets)
-            found += each[math.ceil(_SETTLE / 0.02 / speech.MARK_EVERY) :]
+            found += each[math.ceil(self._scale.settle_s / 0.02 / speech.MARK_EVERY) :]
         percentiles = statistics.quantiles(found, n=100)
         rounds.add(f"{name}.delay.p50", 1e3 * percentiles[49])
         rounds.add(f"{name}.delay.p99", 1e3 * percentiles[98])
@@ -325,7 +334,8 @@ class _Bench:
         found: dict[str, Any] = {}
         for name in _SUBJECTS:
             self._progress(f"bench transceiver: memory, {name}")
-            server, scale = self._servers[name, Habit.SILENT], self._scale
+            server, scale = self._servers[name], self._scale
+            server.become(Habit.SILENT)
             before = server.memory_bytes()
             lines = self._clients.connect(
                 server.callee, scale.idle, at_once=scale.at_once, packets=()
@@ -338,7 +348,7 @@ class _Bench:
         return found
 
     def _come_and_go(self, rounds: _Rounds) -> list[dict[str, float]]:
-        server, scale = self._servers["ours", Habit.SILENT], self._scale
+        server, scale = self._servers["ours"], self._scale
         each = scale.gone // _STEPS
         points: list[dict[str, float]] = []
         for step in range(_STEPS + 1):

@@ -24,7 +24,7 @@ _QUIET_FRAMES = 5
 
 
 class Habit(StrEnum):
-    """What a server's bots do."""
+    """What the bots do that begin from now on."""
 
     SPEAKING = "speaking"
     WATCHING = "watching"
@@ -65,8 +65,8 @@ class Ear:
 class Bots:
     """The ears of those that live."""
 
-    def __init__(self, habit: Habit) -> None:
-        self.habit = habit
+    def __init__(self) -> None:
+        self.habit = Habit.SPEAKING
         self.ears: dict[int, Ear] = {}
         self.begun = 0
 
@@ -89,7 +89,7 @@ def utterance(rate: int) -> list[bytes]:
 
 class Answering:
     """Says how things stand to whoever sends a line to a Unix socket, with this process's clocks,
-    so that it does not matter how long the question has waited."""
+    so that it does not matter how long the question has waited. A line may name a habit."""
 
     def __init__(self, bots: Bots, sessions: Callable[[], int]) -> None:
         """*sessions*: how many there are."""
@@ -106,7 +106,9 @@ class Answering:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while await reader.readline():
+            while line := await reader.readline():
+                if line.strip():
+                    self._bots.habit = Habit(line.decode().strip())
                 writer.write(json.dumps(self._state()).encode() + b"\n")
                 await writer.drain()
         except ConnectionError:

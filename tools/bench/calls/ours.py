@@ -1,7 +1,7 @@
 """Shunt's transceiver as it is, with a bot for its backend.
 
-    python -m tools.bench.calls.ours --http ADDR:PORT --control PATH --habit speaking \\
-        --udp ADDR:PORT --agent PATH
+    python -m tools.bench.calls.ours --http ADDR:PORT --control PATH --udp ADDR:PORT \\
+        --agent PATH
 
 All but the backend is what `shunt transceiver run` runs, its logging and its requests to the
 agent too. The bot takes and gives PCM at 24 kHz, as speech models do.
@@ -61,7 +61,7 @@ class _Bot:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    bots = Bots(arguments.habit)
+    bots = Bots()
     frames = utterance(PCM_24000.rate)
     chunks = [b"".join(frames[at : at + _CHUNK]) for at in range(0, len(frames), _CHUNK)]
     BACKENDS["bench"] = lambda _options: lambda: _Bot(bots, chunks)
@@ -88,7 +88,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--http", required=True)
     parser.add_argument("--control", type=Path, required=True)
-    parser.add_argument("--habit", type=Habit, default=Habit.SPEAKING)
     parser.add_argument("--udp", required=True)
     parser.add_argument("--agent", required=True)
     # As `shunt transceiver run` has it.

@@ -143,33 +143,44 @@ class Agent(_Process):
 
 
 class Server(_Process):
-    """A process that takes calls, on one CPU."""
+    """A process that takes calls, on one CPU. `ready` is to be called once, first."""
 
     def __init__(
-        self, module: str, habit: Habit, folder: Path, *, callee: Callee, cpu: int, more: list[str]
+        self, module: str, folder: Path, *, callee: Callee, cpu: int, more: list[str]
     ) -> None:
         """*more*: arguments besides those that all have."""
         self.callee = callee
-        name = f"{module}-{habit}"
-        self._control = folder / f"{name}.sock"
+        self._control = folder / f"{module}.sock"
         host, port = callee.address
         arguments = [
-            *("--http", f"{host}:{port}", "--control", str(self._control), "--habit", habit),
+            *("--http", f"{host}:{port}", "--control", str(self._control)),
             *more,
         ]
-        super().__init__(module, arguments, folder / f"{name}.log", namespace=_CALLED, cpu=cpu)
+        super().__init__(module, arguments, folder / f"{module}.log", namespace=_CALLED, cpu=cpu)
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.settimeout(_PATIENCE)
         self._unread = b""
-        try:
-            self._connect()
-        except BaseException:
-            self.end()
-            raise
 
     def end(self) -> None:
         self._connection.close()
         super().end()
+
+    def ready(self) -> None:
+        """Return once it serves. Raises ShuntError if it does not."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._connection.connect(str(self._control))
+                return
+            except (FileNotFoundError, ConnectionRefusedError):
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise self._broken("does not start") from None
+                time.sleep(0.02)
+
+    def become(self, habit: Habit) -> State:
+        """What the bots shall do that begin from now on."""
+        self._connection.sendall(f"{habit}\n".encode())
+        return self.answer()
 
     def ask(self) -> None:
         """For a `State`; does not wait for it."""
@@ -209,17 +220,6 @@ class Server(_Process):
 
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self._process.pid}/fd"))
-
-    def _connect(self) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                self._connection.connect(str(self._control))
-                return
-            except (FileNotFoundError, ConnectionRefusedError):
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise self._broken("does not start") from None
-                time.sleep(0.02)
 
 
 def _state(value: dict[str, Any]) -> State:

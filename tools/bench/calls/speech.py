@@ -5,6 +5,7 @@ seconds and pauses of about half a second. Opus codes it as it codes a voice: no
 steady tone, and a sixth of the time is room noise.
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -23,8 +24,10 @@ MARK_EVERY = 10
 """Packets from one mark to the next."""
 
 _SECONDS = 10
+_RATE = 24000  # Hz, that it is made at
 _SEED = 5
 _LOUD = 9000.0  # the voice's peak, of 32768
+_HARMONICS = 33  # up to 4 kHz
 _ROOM = 12.0  # the noise of the room, RMS
 _VOWELS = ((700, 1200, 2600), (300, 2300, 3000), (500, 1000, 2400), (350, 800, 2300))
 _CLIENT_RATE, _CLIENT_BITRATE, _CLIENT_COMPLEXITY = 48000, 32000, 9  # as browsers have it
@@ -35,20 +38,32 @@ _MARK = 12000.0
 @cache
 def pcm(rate: int) -> bytes:
     """Ten seconds, to be said again and again: mono s16le at *rate*, a whole number of frames."""
+    voice = _voice()
+    if rate == _RATE:
+        return _quantised(voice)
     count = _SECONDS * rate
+    return _quantised(np.interp(np.arange(count) * (_RATE / rate), np.arange(len(voice)), voice))
+
+
+@cache
+def _voice() -> npt.NDArray[np.float64]:
     random = np.random.default_rng(_SEED)
-    time = np.arange(count) / rate
+    count = _SECONDS * _RATE
+    time = np.arange(count) / _RATE
     voiced, hiss, vowel = _script(random, time)
     pitch = 120 + 25 * np.sin(2 * np.pi * 0.7 * time) + 15 * np.sin(2 * np.pi * 3.1 * time)
-    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    phase = 2 * np.pi * np.cumsum(pitch) / _RATE
+    formants = _formants(vowel)
     sound = np.zeros(count)
-    for harmonic in range(1, int(4000 / 120)):
-        sound += _envelope(vowel, harmonic * pitch) * np.sin(harmonic * phase)
+    for harmonic in range(1, _HARMONICS):
+        sound += _envelope(formants, harmonic * pitch) * np.sin(harmonic * phase)
     sound *= voiced
     noise = np.diff(random.standard_normal(count + 1))  # more of it above than below
-    sound = sound / np.abs(sound).max() + 0.15 * hiss * noise
-    room = _ROOM * random.standard_normal(count)
-    return _quantised(_LOUD * sound / np.abs(sound).max() + room)
+    sound /= np.abs(sound).max()
+    sound += 0.15 * hiss * noise
+    sound *= _LOUD / float(np.abs(sound).max())
+    sound += _ROOM * random.standard_normal(count)
+    return sound
 
 
 def _script(
@@ -82,14 +97,18 @@ def _script(
     )
 
 
+def _formants(vowel: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+    """Their frequencies, Hz."""
+    places = np.arange(len(_VOWELS))
+    return [np.interp(vowel, places, frequencies) for frequencies in zip(*_VOWELS, strict=True)]
+
+
 def _envelope(
-    vowel: npt.NDArray[np.float64], frequency: npt.NDArray[np.float64]
+    formants: Sequence[npt.NDArray[np.float64]], frequency: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """How loud a harmonic of this frequency is, by the formants near it."""
-    level = np.zeros(len(vowel))
-    for number, width in enumerate((90.0, 110.0, 170.0)):
-        formants = [each[number] for each in _VOWELS]
-        centre = np.interp(vowel, np.arange(len(formants)), formants)
+    level = np.zeros(len(frequency))
+    for number, (centre, width) in enumerate(zip(formants, (90.0, 110.0, 170.0), strict=True)):
         level += 1 / (1 + ((frequency - centre) / width) ** 2) / (number + 1)
     return level
 

@@ -1,6 +1,6 @@
 """Stock aiortc as its users write it: an aiohttp server, a peer connection for each offer, a bot.
 
-    python -m tools.bench.calls.stock --http ADDR:PORT --control PATH --habit speaking
+    python -m tools.bench.calls.stock --http ADDR:PORT --control PATH
 
 Nothing of aiortc is changed, and its bot is Shunt's: it takes and gives mono PCM at 24 kHz, as
 speech models do. So what is heard is resampled by PyAV, as bots on aiortc do it; what is said is
@@ -69,8 +69,8 @@ class _Mute(MediaStreamTrack):
 
 
 class _Server:
-    def __init__(self, habit: Habit) -> None:
-        self.bots = Bots(habit)
+    def __init__(self) -> None:
+        self.bots = Bots()
         self.peers: set[RTCPeerConnection] = set()
         self._frames = utterance(_RATE)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,8 +113,8 @@ class _Server:
             self.bots.end(ear)
 
 
-async def _serve(http: str, control: Path, habit: Habit) -> None:
-    server = _Server(habit)
+async def _serve(http: str, control: Path) -> None:
+    server = _Server()
     app = web.Application()
     app.router.add_post("/offer", server.offer)
     runner = web.AppRunner(app, access_log=None)
@@ -134,9 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--http", required=True)
     parser.add_argument("--control", type=Path, required=True)
-    parser.add_argument("--habit", type=Habit, default=Habit.SPEAKING)
     arguments = parser.parse_args()
-    asyncio.run(_serve(arguments.http, arguments.control, arguments.habit))
+    asyncio.run(_serve(arguments.http, arguments.control))
 
 
 if __name__ == "__main__":
