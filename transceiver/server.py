@@ -18,7 +18,7 @@ from aiohttp import web
 
 from loader.client import DEFAULT_SOCKET, AgentClient
 from loader.errors import ShuntError
-from transceiver import backends
+from transceiver import backends, signaling
 from transceiver.ice import IceTiming
 from transceiver.registration import Registration
 from transceiver.session import Limits
@@ -27,9 +27,12 @@ from transceiver.shared_socket import SharedSocket
 from transceiver.signaling import make_app
 from transceiver.stun import Address, text
 
-__all__ = ["Transceiver", "TransceiverConfig", "run"]
+__all__ = ["Transceiver", "TransceiverConfig", "listen", "run", "serve_until"]
 
 PAGE = Path(__file__).parent / "page"
+
+HEAD_SECONDS = 30.0
+"""That a connection may be idle, or take for a request's head."""
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,7 @@ class TransceiverConfig:
     """What the backend is told; each has options of its own."""
     api_key: str = field(default_factory=_key_from_environment, repr=False)
     limits: Limits = field(default_factory=Limits)
+    request_limits: signaling.Limits = field(default_factory=signaling.Limits)
     drain_limit: float = 30.0
     """Seconds that calls may go on after SIGTERM."""
     ice: IceTiming = field(default_factory=IceTiming)
@@ -86,8 +90,12 @@ class TransceiverConfig:
 class Transceiver:
     """A running transceiver; an async context manager."""
 
-    def __init__(self, config: TransceiverConfig) -> None:
+    def __init__(
+        self, config: TransceiverConfig, *, placement: signaling.Placement | None = None
+    ) -> None:
+        """*placement*: who takes new calls, if there are others beside this one."""
         self.config = config
+        self._placement = placement
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -111,7 +119,7 @@ class Transceiver:
         stack.callback(self.shared.close)
 
         client = await stack.enter_async_context(_agent(config))
-        listener = _listen(config.http)
+        listener = listen(config.http)
         stack.callback(listener.close)
         self.http_url = f"http://{text(listener.getsockname()[:2])}"
 
@@ -139,11 +147,17 @@ class Transceiver:
             api_key=config.api_key,
             page=PAGE,
             is_registered=self.registration.registered.is_set,
+            directory=client,
+            dropped=self.shared.dropped,
+            limits=config.request_limits,
+            placement=self._placement,
         )
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, listener).start()
+        self.runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=HEAD_SECONDS
+        )
+        await self.runner.setup()
+        stack.push_async_callback(self.runner.cleanup)
+        await web.SockSite(self.runner, listener).start()
         stack.push_async_callback(self.sessions.stop)
         log.info("signaling on %s, media on %s", self.http_url, text(self.shared.address))
 
@@ -169,13 +183,20 @@ async def _serve(config: TransceiverConfig) -> None:
     loop.add_signal_handler(signal.SIGTERM, terminate)
     loop.add_signal_handler(signal.SIGINT, stop.set)
     async with Transceiver(config) as transceiver:
-        lease = transceiver.lease
-        if await _first(lease, drain.wait(), stop.wait()) == 1:
-            log.info("draining: %d sessions go on", len(transceiver.sessions))
-            await _first(lease, transceiver.sessions.drain(config.drain_limit), stop.wait())
-        log.info("stopping")
-        if lease.done():
-            await lease
+        await serve_until(transceiver, drain, stop)
+
+
+async def serve_until(transceiver: Transceiver, drain: asyncio.Event, stop: asyncio.Event) -> None:
+    """Return when *transceiver* is to stop: at once by *stop*, by *drain* when its calls are over
+    or the drain limit is; ShuntError if it has lost its id to another process."""
+    lease = transceiver.lease
+    if await _first(lease, drain.wait(), stop.wait()) == 1:
+        log.info("draining: %d sessions go on", len(transceiver.sessions))
+        draining = transceiver.sessions.drain(transceiver.config.drain_limit)
+        await _first(lease, draining, stop.wait())
+    log.info("stopping")
+    if lease.done():
+        await lease
 
 
 async def _first(lease: asyncio.Task[None], *others: Coroutine[Any, Any, object]) -> int:
@@ -207,7 +228,8 @@ def _agent(config: TransceiverConfig) -> AgentClient:
     return AgentClient(config.agent, token=config.agent_token, ca=config.agent_ca)
 
 
-def _listen(text: str) -> socket.socket:
+def listen(text: str) -> socket.socket:
+    """A listening socket at HOST:PORT; ShuntError if that cannot be."""
     host, port = _endpoint(text, "--http")
     try:
         return socket.create_server(

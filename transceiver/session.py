@@ -150,6 +150,8 @@ class Session:
         credentials = Credentials.fresh()
         certificate = surroundings.certificate()
         self._routed = {credentials.ufrag}
+        self.remote = offer.remote
+        """The client's credentials, of the newest ICE generation."""
         self._offer = offer
         self._local = sdp_answer.Local(
             credentials=credentials,
@@ -187,6 +189,11 @@ class Session:
     def ufrag(self) -> str:
         """Our newest ICE ufrag: the name of the route."""
         return self._local.credentials.ufrag
+
+    @property
+    def credentials(self) -> Credentials:
+        """Ours, of the newest ICE generation."""
+        return self._local.credentials
 
     @property
     def ufrags(self) -> list[str]:
@@ -238,6 +245,7 @@ class Session:
                     raise UnavailableError("the session has ended") from error
                 raise
             self._local = _with_credentials(self._local, new)
+            self.remote = remote
             self.timeline.note(Moment.RESTART)
             return new
 
@@ -260,7 +268,7 @@ class Session:
             raise OfferError("media sections in use cannot be added or given up in a session")
         if _payload_type(parsed) != _payload_type(before):
             raise OfferError("Opus must keep its payload type in a session")
-        if parsed.remote != before.remote:
+        if parsed.remote != self.remote:
             await self.restart_ice(parsed.remote)
         self._offer = parsed
         self._local = _with_credentials(self._local, self._local.credentials)

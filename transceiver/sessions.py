@@ -82,6 +82,11 @@ class Sessions:
         return self._surroundings.owner
 
     @property
+    def capacity(self) -> int:
+        """How many there may be at a time."""
+        return self._capacity
+
+    @property
     def vips(self) -> Sequence[Address]:
         """Where clients send to."""
         return self._routes.vips
@@ -136,13 +141,13 @@ class Sessions:
         """Whether *id* was one of ours, not too long ago."""
         return id in self._ended_ids
 
-    def describe(self, ufrag: str) -> dict[str, object] | None:
-        """`Session.to_json` of who has or had *ufrag*; None if it was nobody of late."""
+    def describe(self, name: str) -> dict[str, object] | None:
+        """`Session.to_json` of who has or had the ufrag or id *name*; None if nobody of late."""
         for session in self._sessions.values():
-            if ufrag in session.ufrags:
+            if name == session.id or name in session.ufrags:
                 return session.to_json()
-        id = self._by_ufrag.get(ufrag)
-        return None if id is None else self._stories[id][0]
+        story = self._stories.get(self._by_ufrag.get(name, name))
+        return None if story is None else story[0]
 
     def by_state(self) -> dict[str, int]:
         """How many are in each state."""

@@ -1,5 +1,6 @@
 """An agent with the API of the real one, and no relay: routes are kept in a dict."""
 
+import json
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +25,11 @@ class FakeAgent:
         """Of each route, the one it was to take the place of."""
         self.registered = 0
         """How often transceivers have registered or renewed."""
+        self.flows: list[dict[str, object]] = []
+        self.events: list[dict[str, object]] = []
+        """What it tells of each."""
+        self.asked_for_transceivers = 0
+        """How often it was asked for a list of them."""
         self.listed = 0
         """How often it was asked for a list of routes."""
         self.refuse_routes: Refused | None = None
@@ -32,6 +38,8 @@ class FakeAgent:
         """Whether transceivers are told that they get no new routes."""
         self.superseded = False
         """Whether another instance has taken the id."""
+        self.superseded_ids: set[str] = set()
+        """Ids that another instance has taken, if not all."""
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
@@ -43,11 +51,14 @@ class FakeAgent:
 
     async def start(self) -> None:
         app = web.Application()
+        app.router.add_get("/v1/transceivers", self._list_transceivers)
         app.router.add_put("/v1/transceivers/{id}", self._register)
         app.router.add_delete("/v1/transceivers/{id}", self._deregister)
         app.router.add_put("/v1/routes/{ufrag}", self._add)
         app.router.add_delete("/v1/routes/{ufrag}", self._remove)
         app.router.add_get("/v1/routes", self._list)
+        app.router.add_get("/v1/flows", self._list_flows)
+        app.router.add_get("/v1/events", self._tell_events)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         await web.UnixSite(self._runner, self.socket).start()
@@ -65,7 +76,7 @@ class FakeAgent:
     async def _register(self, request: web.Request) -> web.Response:
         name, body = request.match_info["id"], await request.json()
         known = self.transceivers.get(name)
-        if self.superseded:
+        if self.superseded or name in self.superseded_ids:
             return _refused(Refused("superseded", "another process has come"))
         self.transceivers[name] = body
         self.registered += 1
@@ -78,6 +89,21 @@ class FakeAgent:
             "vips": [{"address": host, "port": port} for host, port in vips],
         }
         return web.json_response(answer, status=200 if known else 201)
+
+    async def _list_flows(self, _request: web.Request) -> web.Response:
+        return web.json_response({"flows": self.flows, "count": len(self.flows), "next": None})
+
+    async def _tell_events(self, _request: web.Request) -> web.Response:
+        told = (
+            f"id: {number}\nevent: {event['kind']}\ndata: {json.dumps(event)}\n\n"
+            for number, event in enumerate(self.events)
+        )
+        return web.Response(text="".join(told), content_type="text/event-stream")
+
+    async def _list_transceivers(self, _request: web.Request) -> web.Response:
+        self.asked_for_transceivers += 1
+        told = [{"id": id, **body} for id, body in self.transceivers.items()]
+        return web.json_response({"transceivers": told})
 
     async def _deregister(self, request: web.Request) -> web.Response:
         self.transceivers.pop(request.match_info["id"], None)

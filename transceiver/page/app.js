@@ -265,7 +265,7 @@ function clock(elapsed) {
 
 function reasonIn(body) {
   try {
-    return JSON.parse(body).error?.toString();
+    return JSON.parse(body).error?.message;
   } catch {
     return undefined;
   }

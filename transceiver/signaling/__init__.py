@@ -4,6 +4,7 @@ Each dialect is a thin module over `calls`, which knows who may do what; `http` 
 have in common. What a session is, is `transceiver.session`'s.
 """
 
-from transceiver.signaling.legacy import make_app
+from transceiver.signaling.app import make_app
+from transceiver.signaling.calls import Limits, Placement
 
-__all__ = ["make_app"]
+__all__ = ["Limits", "Placement", "make_app"]

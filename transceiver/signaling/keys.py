@@ -88,6 +88,8 @@ class Asker:
     """Whether it is too late to place a call with this key; those that were placed go on."""
     configuration: Mapping[str, object] = field(default_factory=dict)
     """Of the session that the key was made for."""
+    is_handed_on: bool = False
+    """Whether another transceiver has handed the request on to this one."""
 
     @property
     def is_operator(self) -> bool:
