@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from loader.configfile import Sources
+    from transceiver.signaling.calls import Network
+    from transceiver.signaling.limits import Rate
 
 __all__ = ["main"]
 
@@ -117,7 +119,35 @@ def _parser() -> argparse.ArgumentParser:
     _credentials(run)
     run.add_argument("--udp", required=True, metavar="ADDR:PORT")
     run.add_argument("--http", required=True, metavar="ADDR:PORT")
-    run.add_argument("--capacity", type=int, default=100, metavar="N")
+    run.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="so many processes: ids ID-1 …, UDP ports from the one given, HTTP ones after it",
+    )
+    run.add_argument(
+        "--capacity", type=int, default=100, metavar="N", help="sessions, of each worker"
+    )
+    for name, what in (
+        ("address", "client address"),
+        ("ephemeral-key", "ephemeral key"),
+        ("api-key", "API key"),
+    ):
+        run.add_argument(
+            f"--{name}-rate",
+            type=_rate,
+            metavar="R[:BURST]",
+            help=f"requests a second that signaling takes of one {what}",
+        )
+    run.add_argument(
+        "--trusted-proxy",
+        type=_network,
+        action="append",
+        default=[],
+        metavar="NETWORK",
+        help="whose X-Forwarded-For is believed; repeatable",
+    )
     run.add_argument("--backend", default="echo", metavar="NAME")
     run.add_argument(
         "--backend-option",
@@ -152,6 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     events.add_argument("--kinds", type=_names, default=(), metavar="KIND[,…]")
     _of_an_agent(events)
     _output(events)
+
+    text = "what is known of a session, and what that comes to"
+    explain = _command(nouns, "explain", _explain, text)
+    explain.add_argument("whom", metavar="UFRAG|CLIENT", help="of the answer; or ADDR or ADDR:PORT")
+    explain.add_argument("--key", help="the transceivers' API key; default SHUNT_API_KEY")
+    _of_an_agent(explain)
+    _output(explain)
 
     top = _command(nouns, "top", _top, "live view of the pinned maps", root=True)
     top.add_argument("--once", action="store_true", help="one picture, then exit")
@@ -268,6 +305,24 @@ def _credentials(parser: argparse.ArgumentParser) -> None:
         "--agent-token-file", type=Path, metavar="FILE", help="default: SHUNT_AGENT_TOKEN"
     )
     parser.add_argument("--agent-ca", type=Path, metavar="FILE", help="who signs for the agent")
+
+
+def _rate(text: str) -> "Rate":
+    from transceiver.signaling.limits import Rate
+
+    try:
+        return Rate.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _network(text: str) -> "Network":
+    import ipaddress
+
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _seconds(text: str) -> float:
@@ -467,22 +522,33 @@ def _option(text: str) -> tuple[str, str]:
 
 
 def _transceiver_run(arguments: argparse.Namespace) -> int:
-    from transceiver.server import TransceiverConfig, run
+    from transceiver import server, signaling, workers
 
-    run(
-        TransceiverConfig(
-            id=arguments.id,
-            agent=arguments.agent,
-            agent_token=_token(arguments),
-            agent_ca=arguments.agent_ca,
-            udp=arguments.udp,
-            http=arguments.http,
-            capacity=arguments.capacity,
-            backend=arguments.backend,
-            backend_options=dict(arguments.backend_option),
-            drain_limit=arguments.drain_limit,
-        )
+    rates = {
+        "address": arguments.address_rate,
+        "ephemeral_key": arguments.ephemeral_key_rate,
+        "api_key": arguments.api_key_rate,
+    }
+    config = server.TransceiverConfig(
+        id=arguments.id,
+        agent=arguments.agent,
+        agent_token=_token(arguments),
+        agent_ca=arguments.agent_ca,
+        udp=arguments.udp,
+        http=arguments.http,
+        capacity=arguments.capacity,
+        backend=arguments.backend,
+        backend_options=dict(arguments.backend_option),
+        drain_limit=arguments.drain_limit,
+        request_limits=signaling.Limits(
+            proxies=tuple(arguments.trusted_proxy),
+            **{name: rate for name, rate in rates.items() if rate is not None},
+        ),
     )
+    if arguments.workers == 1:
+        server.run(config)
+    else:
+        workers.run(config, arguments.workers)
     return 0
 
 
@@ -548,6 +614,18 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _explain(arguments: argparse.Namespace) -> int:
+    from tools import explain
+
+    key = arguments.key or os.environ.get("SHUNT_API_KEY") or _key_of_the_lab(arguments.agent)
+    found = explain.run(_client(arguments), arguments.whom, key=key)
+    if arguments.output == "json":
+        _print_json([known.to_json() for known in found])
+    else:
+        explain.show(found)
+    return 0
+
+
 def _top(arguments: argparse.Namespace) -> int:
     from tools import top
 
@@ -601,6 +679,14 @@ def _call(arguments: argparse.Namespace) -> int:
 
     tables.show_call(report)
     return 0
+
+
+def _key_of_the_lab(agent: str) -> str | None:
+    """The lab's key, if the agent asked is the lab's; no other's transceivers are shown it."""
+    from tools.labstate import current
+
+    lab = current()
+    return lab.api_key if lab and agent == lab.agent_socket else None
 
 
 def _lab_key(url: str) -> str | None:
