@@ -95,6 +95,16 @@ AMPLIFICATION = 3
 ERRORS_PER_SECOND = 10
 """Error responses of a session, at most, to refuse requests with."""
 
+OVERDUE = 1.5
+"""Consent intervals without an answer, after which the client's checks are checked back again. A
+consent check is sent once (RFC 7675 section 5.1): with 20 % of loss each way, so many in a row
+fail that a call would end every half hour. A check of RFC 8445 is repeated."""
+
+OVERDUE = 1.5
+"""Consent intervals without an answer, after which the client's checks are checked back again. A
+consent check is sent once (RFC 7675 section 5.1): with 20 % of loss each way, so many in a row
+fail that a call would end every half hour. A check of RFC 8445 is repeated."""
+
 TIE_BREAKER = 0
 PRIORITY = 110 << 24 | 65535 << 8 | 255  # peer-reflexive, component 1 (RFC 8445 section 5.1.2.1)
 
@@ -512,11 +522,13 @@ class IceSession:
             self._start_check(path, generation, waits[::-1], now, is_triggered=True)
 
     def _is_proven(self, path: _Path, now: float) -> bool:
-        """Whether it has answered in the generation that it was asked in, and, unless consent
-        checks see to that, just now."""
+        """Whether it has answered in the generation that it was asked in, and lately: just now, or,
+        where consent checks see to that, when the last of them were due."""
         if path.answered_at is None or path.answered_in < path.asked_in:
             return False
-        return path is self._selected or now - path.answered_at < self._timing.quiet
+        if path is self._selected:
+            return now - path.answered_at < OVERDUE * self._timing.consent_interval
+        return now - path.answered_at < self._timing.quiet
 
     def _generation(self, number: int) -> _Generation:
         """The generation of that number, or the newest if it is over."""

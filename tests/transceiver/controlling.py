@@ -162,6 +162,8 @@ class ControllingAgent:
             return
         if check.transmissions == TRANSMISSIONS:
             del self._checks[transaction]
+            if self.selected is None and check.generation == len(self._generations):
+                self._check(check.pair, nominates=check.nominates, selects=check.selects)
             return
         wait = FIRST_WAIT * 2**check.transmissions
         check.transmissions += 1

@@ -74,6 +74,8 @@ class Network:
         self.dead: set[Address] = set()
         self.taps: list[Callable[[bytes, Address, Address], None]] = []
         """Told of each datagram that is sent, its source and its destination."""
+        self.loses: Callable[[bytes, Address, Address], bool] = lambda *_: False
+        """Whether a datagram from a source to a destination is lost, besides the weather."""
         self.random = random.Random(seed)
         self._attached: dict[Address, Receive] = {}
 
@@ -87,6 +89,8 @@ class Network:
     def send(self, data: bytes, source: Address, destination: Address) -> None:
         for tap in self.taps:
             tap(data, source, destination)
+        if self.loses(data, source, destination):
+            return
         weather = self.weather
         copies = 1 + (self.random.random() < weather.repeat)
         for _ in range(copies):

@@ -243,7 +243,7 @@ def test_the_client_is_selected_if_the_network_lets_a_fair_share_through(
 ) -> None:
     world = World(seed, weather)
 
-    world.connect()
+    world.connect(60)
 
     assert world.session.selected == HOME
 
@@ -264,6 +264,26 @@ def test_consent_is_kept_for_minutes_on_a_lossy_network(seed: int) -> None:
 
     assert world.session.selected == HOME
     assert [address for _, address in world.moves] == [None, HOME]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_consent_check_that_fails_is_made_up_for_when_the_client_checks(seed: int) -> None:
+    """Each of our own is lost but the triggered ones' repetitions; the client keeps checking."""
+    world = World(seed, CALM, interval=2.5)
+    world.connect()
+    seen: set[bytes] = set()
+
+    def lose_first_transmissions(data: bytes, source: Address, destination: Address) -> bool:
+        if source != SERVER or stun.header(data)[0] is not Class.REQUEST or data in seen:
+            return False
+        seen.add(data)
+        return True
+
+    world.network.loses = lose_first_transmissions
+    world.clock.run(120)
+
+    assert len(seen) > 20
+    assert world.session.selected == HOME
 
 
 @pytest.mark.parametrize("seed", SEEDS)
