@@ -20,10 +20,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def suites_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where programs are kept that this run of the suite has compiled: it takes nobody else's, so
-    each that it needs is compiled once."""
-    place = tmp_path_factory.getbasetemp() / "programs"
+def suites_cache(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[Path]:
+    """Where programs are kept that this run of the suite has compiled, in whatever lane: it takes
+    nobody else's, so each that it needs is compiled once or twice."""
+    folder = tmp_path_factory.getbasetemp()
+    place = (folder.parent if hasattr(pytestconfig, "workerinput") else folder) / "programs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SWITCH, str(place))
         yield place

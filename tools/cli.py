@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--port", type=_port, default=8080, help="of the page on localhost")
     _output(demo)
 
-    test = _command(nouns, "test", _test, "run the test suite; more arguments go to pytest")
+    test = _command(nouns, "test", _test, "run the test suite; arguments go to pytest")
     test.add_argument("others", nargs="*", metavar="…")
 
     lab = _noun(nouns, "lab", "the lab of network namespaces")
@@ -376,10 +376,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _test(arguments: argparse.Namespace) -> int:
-    from tools.processes import ROOT
+    from tools import suite
 
-    os.chdir(ROOT)
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments.others])
+    return suite.run(arguments.others)
 
 
 def _lab_up(arguments: argparse.Namespace) -> int:

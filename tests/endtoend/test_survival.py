@@ -23,6 +23,8 @@ from tests.loader.versions import COLOURED, NARROW, OTHER_PROGRAM, UNVERIFIABLE,
 from tools.bench import traffic
 from tools.bench.traffic import Stream
 
+pytestmark = pytest.mark.alone
+
 T = TypeVar("T")
 
 AROUND = 20_000
@@ -153,7 +155,7 @@ def test_leases_and_drains_go_on_where_they_were(busy_relay: AgentProcess) -> No
     ask(busy_relay, lambda client: client.deregister("renewing", instance=INSTANCE))
 
 
-# Upgrades: each compiles a program, and the traffic goes first.
+# Upgrades: what was not compiled before is compiled amid the traffic.
 
 
 @pytest.mark.timeout(300)

@@ -1,9 +1,13 @@
 """The traffic itself: it loses nothing while nothing happens, and shows what was lost, and why."""
 
+import pytest
+
 from loader import carriers
 from loader.types import Mode
 from tests.endtoend.traffic import assert_nothing_lost, stream
 from tests.loader.conftest import AgentProcess
+
+pytestmark = pytest.mark.alone
 
 
 def test_while_nothing_happens_nothing_is_lost(busy_relay: AgentProcess) -> None:

@@ -17,6 +17,7 @@ def test_no_two_are_alike() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "rtc_", "x1", "rtc_short.x1", fresh("x1") + "/..", fresh("x1")[:-2], fresh("-x")],
+    ids=["nothing", "prefix", "owner", "short", "path", "no owner", "no id"],
 )
 def test_what_was_never_made_has_no_owner(text: str) -> None:
     assert owner_of(text) is None

@@ -1,0 +1,37 @@
+"""`shunt test`: the whole suite, or what its arguments ask pytest for."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from tools.processes import ROOT
+
+__all__ = ["lanes", "run"]
+
+_MOST_LANES = 4  # each has a lab of its own, and a browser
+_SLOWEST = "--durations=25"
+
+
+def lanes(cpus: int) -> int:
+    """How many tests run side by side: two also on one CPU, since many wait."""
+    return min(max(2, cpus), _MOST_LANES)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run pytest from the project's folder; the exit status.
+
+    Without arguments, the whole suite: side by side in lanes, and after that, one by one, what is
+    marked `alone`.
+    """
+    os.chdir(ROOT)
+    pytest = [sys.executable, "-m", "pytest"]
+    if arguments:
+        os.execv(sys.executable, [*pytest, *arguments])
+    count = lanes(len(os.sched_getaffinity(0)))
+    side_by_side = ["-n", str(count), "--dist", "loadfile", "--no-loadscope-reorder"]
+    statuses = [
+        subprocess.run([*pytest, _SLOWEST, *more], check=False).returncode
+        for more in ((*side_by_side, "-m", "not alone"), ("-m", "alone"))
+    ]
+    return max(statuses)
