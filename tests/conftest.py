@@ -19,6 +19,27 @@ def pytest_configure(config: pytest.Config) -> None:
         isolate()
 
 
+_LONG = (
+    "model/test_against_program.py",
+    "loader/test_upgrade.py",
+    "loader/test_agent_process.py",
+    "test_lint.py",
+    "endtoend/test_calls.py",
+    "tools/test_lab.py",
+    "tools/test_bench_agent.py",
+    "tools/test_bench.py",
+)
+"""Files that take half a minute or more, longest first: a lane that began one last would keep the
+others waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order of `_LONG`, and then the others as they were."""
+    tests = Path(__file__).parent
+    order = {tests / name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def suites_cache(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
