@@ -9,10 +9,14 @@ from dataclasses import dataclass
 
 from transceiver.media import opus
 
-__all__ = ["FRAME", "BacklogFull", "Flushed", "PacketPlayout", "PcmPlayout"]
+__all__ = ["FRAME", "MAX_PACKET", "BacklogFull", "Flushed", "PacketPlayout", "PcmPlayout"]
 
 FRAME = 0.020
 """Seconds between two takes."""
+
+MAX_PACKET = 1200
+"""Bytes of an Opus packet that still fit a datagram that every path takes (RFC 8200 section 5), with
+the headers of RTP, UDP and IPv6, and SRTP's tag."""
 
 _FRAME_TICKS = opus.CLOCK // 50
 
@@ -97,8 +101,10 @@ class PacketPlayout:
     def say(self, packet: bytes, ticks: int) -> None:
         """A packet that lasts *ticks* of 1/48000 s. Raises BacklogFull, and OpusError.
 
-        Such of less than 20 ms go out together.
+        Such of less than 20 ms go out together, if they fit.
         """
+        if len(packet) > MAX_PACKET:
+            raise opus.OpusError(f"a packet of {len(packet)} bytes: no more than {MAX_PACKET} fit")
         if ticks != opus.duration(packet):
             raise opus.OpusError(f"a packet of {opus.duration(packet)} ticks said to have {ticks}")
         if self._waiting + ticks > self._limit:
@@ -115,7 +121,10 @@ class PacketPlayout:
     def _close(self) -> None:
         """What is in `_short` becomes one packet, or several if it cannot."""
         try:
-            self._packets.append((opus.merge(self._short), self._short_ticks))
+            merged = opus.merge(self._short)
+            if len(merged) > MAX_PACKET:
+                raise opus.OpusError("too long together")
+            self._packets.append((merged, self._short_ticks))
         except opus.OpusError:
             self._packets.extend((each, opus.duration(each)) for each in self._short)
         self._short.clear()

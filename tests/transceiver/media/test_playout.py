@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transceiver.media import opus
-from transceiver.media.playout import BacklogFull, Flushed, PacketPlayout, PcmPlayout
+from transceiver.media.playout import (
+    MAX_PACKET,
+    BacklogFull,
+    Flushed,
+    PacketPlayout,
+    PcmPlayout,
+)
 
 FRAME = 960  # bytes of 20 ms at 24 kHz
 
@@ -119,6 +125,26 @@ def test_a_short_packet_that_stays_alone_comes_out_alone() -> None:
     assert playout.take() == b"\xf0\xff\xfe"
     assert playout.take() is None
     assert playout.empty
+
+
+def test_packets_that_no_datagram_holds_are_refused() -> None:
+    playout = PacketPlayout(1.0)
+
+    playout.say(b"\x08".ljust(MAX_PACKET), 960)
+    with pytest.raises(opus.OpusError, match="1201 bytes"):
+        playout.say(b"\x08".ljust(MAX_PACKET + 1), 960)
+
+    assert playout.backlog == 0.02
+
+
+def test_short_packets_that_are_too_long_together_come_out_by_themselves() -> None:
+    playout = PacketPlayout(1.0)
+    half = b"\x00".ljust(MAX_PACKET // 2 + 1)
+
+    playout.say(half, 480)
+    playout.say(half, 480)
+
+    assert [playout.take() for _ in range(3)] == [half, half, None]
 
 
 def test_short_packets_that_cannot_share_one_come_out_in_order() -> None:
