@@ -14,7 +14,7 @@ import contextlib
 import time
 from typing import Protocol
 
-from transceiver.datachannels import DataChannels
+from transceiver.datachannels import ABORTED, SHUT_DOWN, DataChannels
 from transceiver.dtls import Certificate, Dtls, DtlsError, DtlsState
 from transceiver.ice import Authenticated, ConsentLost, Event, Restarted, Selected
 from transceiver.media import rtp
@@ -233,8 +233,8 @@ class Peer:
         self._send_dtls()
         if not self._is_secured and dtls.state is DtlsState.CONNECTED:
             self._secure()
-        if self._data is not None:
-            for data in dtls.take_data():
+        for data in dtls.take_data():
+            if self._data is not None:
                 self._data.receive(data)
         if self._is_closed:
             return
@@ -293,7 +293,8 @@ class Peer:
 
     def _data_closed(self, reason: str) -> None:
         if not self._is_closed:
-            self._events.closed(CLIENT_HUNG_UP)
+            is_wish = reason in (ABORTED, SHUT_DOWN)
+            self._events.closed(CLIENT_HUNG_UP if is_wish else f"SCTP failed: {reason}")
 
     # What goes.
 

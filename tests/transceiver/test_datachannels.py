@@ -787,7 +787,7 @@ def test_any_bytes_neither_raise_nor_leave_a_thing(packets: list[bytes], connect
     hostile(attack, connected=connected)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(st.lists(st.lists(CHUNKS, min_size=1, max_size=5), max_size=10), st.booleans())
 def test_any_chunks_neither_raise_nor_leave_a_thing(
     packets: list[list[bytes]], connected: bool
