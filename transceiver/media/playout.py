@@ -15,8 +15,8 @@ FRAME = 0.020
 """Seconds between two takes."""
 
 MAX_PACKET = 1200
-"""Bytes of an Opus packet that, with the headers of RTP, UDP and IPv6 and SRTP's tag, fit what every
-path takes (RFC 8200 section 5)."""
+"""Bytes of an Opus packet that fit what every path takes (RFC 8200 section 5), with the headers of
+RTP, UDP and IPv6 and SRTP's tag."""
 
 _FRAME_TICKS = opus.CLOCK // 50
 
