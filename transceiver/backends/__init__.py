@@ -162,9 +162,10 @@ Each takes options or raises ShuntError; what a backend is made of is imported w
 """
 
 
-ISOLATIONS = ("loop", "thread")
-"""Where a backend runs, option `isolation`: on the event loop of the session, or in a thread and on
-a loop of its own, where it can hold nobody up. The latter is what others' get if not told else."""
+ISOLATIONS = ("loop", "thread", "process")
+"""Where a backend runs, option `isolation`: on the event loop of the session; in a thread and on a
+loop of its own, where it can hold nobody up, which is what others' get if not told else; in a
+process, where it can do nothing to anybody."""
 
 
 def make(name: str, options: Options | None = None) -> Factory:
@@ -182,15 +183,16 @@ def make(name: str, options: Options | None = None) -> Factory:
             f"isolation={isolation} makes no sense", f"it is one of: {', '.join(ISOLATIONS)}"
         )
     installed = entrypoints.names()
-    if name in BACKENDS:
-        if name in installed:
-            log.warning("the installed backend %s is not used: that name is built in", name)
-        factory = BACKENDS[name](given)
-    elif name in installed:
-        factory = entrypoints.load(name, given)
-    else:
+    if name in BACKENDS and name in installed:
+        log.warning("the installed backend %s is not used: that name is built in", name)
+    elif name not in BACKENDS and name not in installed:
         every = ", ".join([*BACKENDS, *(each for each in installed if each not in BACKENDS)])
         raise ShuntError(f"there is no backend {name!r}", f"use one of: {every}")
+    if isolation == "process":
+        from transceiver.backends.processes import in_processes
+
+        return in_processes(name, given)
+    factory = BACKENDS[name](given) if name in BACKENDS else entrypoints.load(name, given)
     if isolation == "loop":
         return factory
     from transceiver.backends.isolation import isolated

@@ -30,7 +30,16 @@ from transceiver.backends import AudioFormat, Backend, Conversation, Factory, Fl
 from transceiver.backends.allowance import Allowance
 from transceiver.media import opus
 
-__all__ = ["Bounds", "isolated"]
+__all__ = [
+    "MAX_MESSAGES",
+    "MAX_MESSAGE_BYTES",
+    "MAX_WAITS",
+    "PROBE",
+    "Bounds",
+    "checked",
+    "isolated",
+    "plain",
+]
 
 MAX_MESSAGES = 256
 MAX_MESSAGE_BYTES = 1 << 20
@@ -80,6 +89,16 @@ def isolated(name: str, factory: Factory, bounds: Bounds | None = None) -> Facto
     return lambda: _Isolated(crew, audio)
 
 
+def checked(name: str, audio: object) -> AudioFormat:
+    """The audio that a backend says it wants; ShuntError if there is none such."""
+    if not isinstance(audio, AudioFormat) or audio.rate not in opus.RATES:
+        rates = ", ".join(map(str, opus.RATES))
+        raise ShuntError(
+            f"backend {name} wants audio as {audio!r}", f"an AudioFormat, of {rates} Hz"
+        )
+    return audio
+
+
 class _Crew:
     """All the threads of one backend."""
 
@@ -110,12 +129,7 @@ class _Crew:
         if error is not None:
             raise ShuntError(f"{what}: {_told(error)}", "the log has where") from error
         audio = found.result()
-        if not isinstance(audio, AudioFormat) or audio.rate not in opus.RATES:
-            rates = ", ".join(map(str, opus.RATES))
-            raise ShuntError(
-                f"backend {self.name} wants audio as {audio!r}", f"an AudioFormat, of {rates} Hz"
-            )
-        return audio
+        return checked(self.name, audio)
 
     async def _made_and_closed(self) -> AudioFormat:
         backend = self.factory()
@@ -376,7 +390,7 @@ class _Caller:
         return self._call(lambda: self._conversation.send(message, label), False)
 
     def end(self, reason: str) -> None:
-        self._call(lambda: self._conversation.end(_plain(reason)), None)
+        self._call(lambda: self._conversation.end(plain(reason)), None)
 
     def _call(self, call: Callable[[], T], otherwise: T) -> T:
         """The result of *call*, made on the session's loop."""
@@ -414,9 +428,9 @@ def _interrupt(thread: threading.Thread) -> None:
 
 
 def _told(error: BaseException) -> str:
-    return _plain(f"{type(error).__name__}: {error}")
+    return plain(f"{type(error).__name__}: {error}")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A stranger's words, fit for a line of a log."""
     return "".join(c if c.isprintable() else " " for c in str(text)[:200]).strip()

@@ -2,16 +2,15 @@
 
 import logging
 import re
-import sys
 import threading
 import tomllib
 import wave
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from loader.errors import ShuntError
+from tests.transceiver.backends.conftest import Install
 from tests.transceiver.backends.conversation import FakeConversation
 from tests.transceiver.backends.sound import speech
 from tests.transceiver.backends.waiting import until
@@ -20,34 +19,6 @@ from transceiver.backends.echo import Echo
 from transceiver.backends.entrypoints import names
 
 ROOT = Path(__file__).resolve().parents[3]
-
-Install = Callable[..., None]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts a distribution where Python finds it, as an installer does."""
-    modules: list[str] = []
-
-    def install(
-        distribution: str, entries: dict[str, str], *, module: str = "", source: str = ""
-    ) -> None:
-        site = tmp_path / distribution
-        info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n"
-        )
-        lines = [f"{name} = {value}" for name, value in entries.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[shunt.backends]", *lines]))
-        if module:
-            (site / f"{module}.py").write_text(source)
-            modules.append(module)
-        monkeypatch.syspath_prepend(str(site))
-
-    yield install
-    for module in modules:
-        sys.modules.pop(module, None)
 
 
 def example() -> tuple[dict[str, object], str]:
@@ -198,5 +169,5 @@ async def test_one_that_is_built_in_can_have_a_thread_too() -> None:
 
 
 def test_another_isolation_is_refused() -> None:
-    with pytest.raises(ShuntError, match="isolation=process"):
-        make("echo", {"isolation": "process"})
+    with pytest.raises(ShuntError, match="isolation=virtual"):
+        make("echo", {"isolation": "virtual"})
