@@ -127,8 +127,8 @@ class Session:
         self.state = State.NEW
         self.answer = ""
         """The newest SDP answer."""
-        self.mids = tuple(offer.mids)
-        """Of the media sections in use."""
+        self.mids = offer.bundle or offer.mids
+        """Of the media sections that were not refused, the tagged one first."""
         self.bundled = offer.bundled
         self.reason = ""
         """Why it ended, once it has."""
@@ -264,13 +264,14 @@ class Session:
             s.kind for s in before.sections
         ]:
             raise OfferError("media sections cannot be taken away or change their kind (RFC 3264)")
-        if tuple(parsed.mids) != self.mids:
+        if parsed.mids != before.mids:
             raise OfferError("media sections in use cannot be added or given up in a session")
         if _payload_type(parsed) != _payload_type(before):
             raise OfferError("Opus must keep its payload type in a session")
         if parsed.remote != self.remote:
             await self.restart_ice(parsed.remote)
         self._offer = parsed
+        self.mids = parsed.bundle or parsed.mids
         self._local = _with_credentials(self._local, self._local.credentials)
         self._follow_direction(parsed)
         self.answer = sdp_answer.write(parsed, self._local, is_client=self._peer.is_client)

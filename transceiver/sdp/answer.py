@@ -80,8 +80,8 @@ def write(offer: Offer, local: Local, *, is_client: bool | None = None) -> str:
     """The answer, with CRLF after each line. *is_client*: our role in DTLS, where the association
     is there already and keeps its roles (RFC 8842 section 5.5).
 
-    A section for each of the offer's, in their order: those that are served with the VIPs as the
-    only candidates, the others refused (port 0).
+    A section for each of the offer's, in their order: those that are served, and those that
+    are inactive, with the VIPs as the only candidates, the others refused (port 0).
     """
     if is_client is None:
         is_client = role(offer)
@@ -94,7 +94,7 @@ def write(offer: Offer, local: Local, *, is_client: bool | None = None) -> str:
     )
     parts = [f"v=0\r\no=- {local.session_id} {local.version} IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"]
     if offer.bundled:
-        parts.append(f"a=group:BUNDLE {' '.join(offer.mids)}\r\n")
+        parts.append(f"a=group:BUNDLE {' '.join(offer.bundle)}\r\n")
     if offer.trickle:
         parts.append("a=ice-options:trickle\r\n")
     for section in offer.sections:
@@ -106,7 +106,7 @@ def write(offer: Offer, local: Local, *, is_client: bool | None = None) -> str:
         elif section is offer.data:
             format = _data_format(offer.data)
             own = _data(offer.data)
-        if section is offer.audio or section is offer.data or section is offer.anchor:
+        if section is offer.audio or section is offer.data or section in offer.inactive:
             place, where, end = port, connection, candidate_lines
         else:
             place, where, end = 0, _NOWHERE, ""

@@ -4,20 +4,21 @@ Only what decides about a session is read; candidates are not, as the client's c
 is. What we serve is one transport with at most one audio section (Opus) and at most one data
 channel section. So we answer as JSEP's policy "max-bundle" has it (RFC 8829 section 4.1.1):
 
-- Sections that are never served (video, a second audio or data section, audio without Opus beside
-  audio with it, protocols that are not ours) are refused in the answer, by port 0, and the rest is
-  served. Whether they are bundled, or have a mid at all, does not matter.
+- Audio and video in the same BUNDLE group that are not served are answered as inactive: no packet
+  is to come or go. Refusing them (port 0) would be as right, but not all can live with it. The
+  JavaScript of Pipecat and others finds its transceivers by their index, and browsers take refused
+  ones off the list. aiortc knows no refusal, and never opens its data channel. Where the refused
+  section is the tagged one, another had to be tagged (RFC 9143 section 7.3.1): Chromium, with
+  "max-bundle", "failed to setup RTCP mux", and GStreamer never begins ICE.
+- All else that is not served is refused: what is not bundled (whether it has a mid does not matter,
+  then), a second data section, protocols and kinds that are not ours.
 - Audio and a data channel that would both be served, but are not in one BUNDLE group, are an
   error. JSEP would have the second refused, which is silent: the client would have half of its
   call, and nobody to tell its developer that one line is missing. A section that is served alone
   needs no group.
-- The section that the client has tagged, the first of its group, stays tagged. If it is video, or
-  audio that is not served, it is answered as inactive (the *anchor*). RFC 9143 section 7.3.1 would
-  have it refused and another one tagged, but not all can follow: Chromium, with "max-bundle",
-  "failed to setup RTCP mux", and GStreamer never begins ICE.
-- The attributes of the transport are those of the section that is tagged in the answer; or else the
-  session's; or else, since bundle-only sections have none, those of the first in the group that has
-  some.
+- The attributes of the transport are those of the section that is tagged in the answer, the first
+  of its group that is not refused; or else the session's; or else, since bundle-only sections have
+  none, those of the first in the group that has some.
 """
 
 import re
@@ -139,16 +140,21 @@ class Offer:
     """"actpass", "active" or "passive"."""
     trickle: bool
     """The client knows trickle ICE (RFC 8838)."""
-    bundled: bool
-    """What is served is in a BUNDLE group."""
     mids: tuple[str, ...]
-    """Of what is not refused, the tagged section first; a section that has none is left out."""
+    """Of what is served, in the order of the group; a section that has none is left out."""
+    bundle: tuple[str, ...]
+    """Of what is not refused, the tagged section first; empty if there is no BUNDLE group."""
     sections: tuple[Section, ...]
-    """All, in their order; those that are not `audio`, `data` or `anchor` are to be refused."""
+    """All, in their order; those that are not in the next three are to be refused."""
     audio: Audio | None
     data: Data | None
-    anchor: Section | None
-    """Not served, but tagged by the client: to be answered as inactive, and stay tagged."""
+    inactive: tuple[Section, ...]
+    """Audio and video that is not served, but is in the bundle."""
+
+    @property
+    def bundled(self) -> bool:
+        """Whether the answer has a BUNDLE group."""
+        return bool(self.bundle)
 
 
 def parse(text: str) -> Offer:
@@ -193,19 +199,17 @@ def _judge(session: Level, *levels: Level) -> Offer:
         raise UnsupportedError("the offer has neither audio nor a data channel")
 
     bundle = bundle_of.get(answered[0][0].mid or "", ())
-    if len(answered) == 2:
-        if answered[1][0].mid not in bundle:
-            raise UnsupportedError(
-                "audio and the data channel are not in one a=group:BUNDLE, and there is but one"
-                " transport here: offer them bundled (policy max-bundle)"
-            )
+    if len(answered) == 2 and answered[1][0].mid not in bundle:
+        raise UnsupportedError(
+            "audio and the data channel are not in one a=group:BUNDLE, and there is but one"
+            " transport here: offer them bundled (policy max-bundle)"
+        )
+    inactive = [each for each in others if each[0].mid in bundle and _can_be_inactive(*each)]
+    kept = [*answered, *inactive]
+    if bundle:
         answered.sort(key=lambda each: bundle.index(each[0].mid or ""))
-    anchor = None
-    for section, level in others:
-        if section.mid is not None and (section.mid,) == bundle[:1] and _can_anchor(section, level):
-            anchor = section
-            answered.insert(0, (section, level))
-    tagged = answered[0][1]
+        kept.sort(key=lambda each: bundle.index(each[0].mid or ""))
+    tagged = kept[0][1]
     transport = [tagged, session, *(level_of[mid] for mid in bundle)]
     if audio is not None and not any("rtcp-mux" in level.attributes for level in transport):
         raise UnsupportedError(f"{tagged.name} has no a=rtcp-mux: RTCP has no port of its own here")
@@ -214,23 +218,23 @@ def _judge(session: Level, *levels: Level) -> Offer:
         fingerprints=_fingerprints(transport),
         setup=_setup(transport),
         trickle=any("trickle" in each.split() for each in _find(transport, "ice-options")),
-        bundled=bool(bundle),
         mids=tuple(section.mid for section, _ in answered if section.mid is not None),
+        bundle=tuple(section.mid for section, _ in kept if bundle and section.mid is not None),
         sections=tuple(sections),
         audio=audio,
         data=data,
-        anchor=anchor,
+        inactive=tuple(section for section, _ in inactive),
     )
 
 
-def _can_anchor(section: Section, level: Level) -> bool:
-    """Whether the section, which is not served, can be answered as an inactive one."""
+def _can_be_inactive(section: Section, level: Level) -> bool:
+    """Whether the section is one of RTP that can be answered with its first format."""
     return (
         section.kind in ("audio", "video")
         and _is_usable(section.formats[0])
         and section.encoding is not None
         and _RTP_PROTOCOL.fullmatch(section.protocol) is not None
-        and "rtcp-mux" in level.attributes
+        and ("rtcp-mux" in level.attributes or "bundle-only" in level.attributes)
     )
 
 

@@ -131,7 +131,7 @@ def check_answer(read: Offer, answer: str) -> None:
     assert [line[0] for line in session[:4]] == ["v", "o", "s", "t"]
     assert len(levels) == len(read.sections)
     groups = [line for line in session if line.startswith("a=group")]
-    assert groups == [f"a=group:BUNDLE {' '.join(read.mids)}"] * read.bundled
+    assert groups == [f"a=group:BUNDLE {' '.join(read.bundle)}"] * read.bundled
     kept = []
     for section, lines in zip(read.sections, levels, strict=True):
         kind, port, protocol, format = lines[0].removeprefix("m=").split(" ")
@@ -144,18 +144,25 @@ def check_answer(read: Offer, answer: str) -> None:
         assert f"a=setup:{'passive' if read.setup == 'active' else 'active'}" in lines
         if kind in ("audio", "video"):
             assert "a=rtcp-mux" in lines
-        if any(section is each for each in (read.audio, read.data, read.anchor)):
+        if any(section is each for each in (read.audio, read.data, *read.inactive)):
             kept.append(section.mid)
             assert port == "3478"
             assert lines[-3:] == CANDIDATES
         else:
             assert port == "0"
             assert not set(CANDIDATES) & set(lines)
+        if section in read.inactive:
+            assert "a=inactive" in lines
         if section is not read.data:
             assert format in section.formats
         if section is read.audio:
             check_audio(read.audio, format, lines)
-    assert sorted(read.mids) == sorted(mid for mid in kept if mid is not None)
+    assert sorted(read.bundle) == sorted(mid for mid in kept if mid is not None and read.bundled)
+    assert list(read.mids) == [
+        mid
+        for mid in read.bundle or kept
+        if mid is not None and mid not in {section.mid for section in read.inactive}
+    ]
     if all(is_known_to_aiortc(section) for section in read.sections):
         check_with_aiortc(read, answer)
 

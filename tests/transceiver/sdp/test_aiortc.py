@@ -6,9 +6,12 @@ from collections.abc import Callable
 import pytest
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
+from tests.transceiver.caller import Caller
+from tests.transceiver.conftest import KEY
 from tests.transceiver.sdp.samples import LOCAL
 from transceiver.sdp.answer import write
 from transceiver.sdp.offer import parse
+from transceiver.server import Transceiver
 
 HERE = dataclasses.replace(LOCAL, vips=(("127.0.0.1", 9),))
 """With a VIP where nobody is, and nothing leaves the host."""
@@ -51,3 +54,14 @@ async def test_aiortc_takes_the_answer(
         assert [each.currentDirection for each in client.getTransceivers()] == directions
     finally:
         await client.close()
+
+
+@pytest.mark.parametrize("kinds", [("audio", "video"), ("video", "audio")])
+async def test_a_call_with_video_connects_and_has_its_data_channel(
+    transceiver: Transceiver, kinds: tuple[str, ...]
+) -> None:
+    caller = Caller(transceiver.http_url, KEY)
+    for kind in kinds:
+        caller.peer.addTransceiver(kind)
+    async with caller:
+        await caller.connected()

@@ -48,9 +48,7 @@ def test_an_answer_in_full() -> None:
         "a=setup:active",
         f"a=fingerprint:sha-256 {LOCAL.fingerprint}",
     ]
-    text = offer(AUDIO, DATA, VIDEO, bundle="0 1 2").replace(
-        "t=0 0", "t=0 0\r\na=ice-options:trickle"
-    )
+    text = offer(AUDIO, DATA, VIDEO).replace("t=0 0", "t=0 0\r\na=ice-options:trickle")
     assert answer(text) == [
         [
             "v=0",
@@ -178,7 +176,7 @@ def test_ipv6_is_preferred_and_the_families_take_turns() -> None:
     assert priorities == sorted(set(priorities), reverse=True)
 
 
-def test_video_that_is_tagged_is_answered_as_inactive() -> None:
+def test_video_in_the_bundle_is_answered_as_inactive() -> None:
     h264 = [*replace(VIDEO, "VP8", "H264"), "a=fmtp:96 profile-level-id=42e01f"]
     session, video, *_ = answer(offer(h264, AUDIO, DATA, bundle="2 0 1"))
     assert "a=group:BUNDLE 2 0 1" in session

@@ -160,12 +160,12 @@ def test_bundle_only_sections_have_the_transport_of_whoever_has_one() -> None:
     assert read.mids == ("0", "1")
 
 
-def test_video_that_is_tagged_stays_so() -> None:
-    video, audio = VIDEO, replace(AUDIO, "abcd", "efgh")
-    read = parse(offer(video, audio, DATA, bundle="2 0 1"))
-    assert read.anchor is read.sections[0]
+def test_video_that_is_tagged_has_the_transport() -> None:
+    read = parse(offer(VIDEO, replace(AUDIO, "abcd", "efgh"), DATA, bundle="2 0 1"))
+    assert read.inactive == (read.sections[0],)
     assert read.remote.ufrag == "abcd"
-    assert read.mids == ("2", "0", "1")
+    assert read.mids == ("0", "1")
+    assert read.bundle == ("2", "0", "1")
 
 
 @pytest.mark.parametrize(
@@ -176,18 +176,21 @@ def test_video_that_is_tagged_stays_so() -> None:
         without(VIDEO, "a=rtcp-mux"),
         without(VIDEO, "a=rtpmap:96"),
         replace(VIDEO, "VP8/90000", "VP8/a lot"),
+        replace(VIDEO, "96", "72"),
     ],
-    ids=["disabled", "no RTP", "no rtcp-mux", "no rtpmap", "a malformed rtpmap"],
+    ids=["disabled", "no RTP", "no rtcp-mux", "no rtpmap", "a malformed rtpmap", "a type of RTCP"],
 )
-def test_video_that_cannot_be_answered_stays_not_tagged(video: list[str]) -> None:
+def test_video_that_cannot_be_answered_is_refused(video: list[str]) -> None:
     read = parse(offer(video, AUDIO, DATA, bundle="2 0 1"))
-    assert read.anchor is None
-    assert read.mids == ("0", "1")
+    assert read.inactive == ()
+    assert read.bundle == ("0", "1")
 
 
-def test_video_that_is_not_tagged_is_no_anchor() -> None:
-    assert parse(offer(VIDEO, AUDIO, DATA, bundle="0 1 2")).anchor is None
-    assert parse(offer(VIDEO, AUDIO, bundle=None)).anchor is None
+def test_video_that_is_not_bundled_is_refused() -> None:
+    assert parse(offer(VIDEO, AUDIO, DATA)).inactive == ()
+    read = parse(offer(VIDEO, AUDIO, bundle=None))
+    assert read.inactive == ()
+    assert (read.mids, read.bundle) == (("0",), ())
 
 
 def test_a_ufrag_and_a_password_of_two_sections_are_no_pair() -> None:
