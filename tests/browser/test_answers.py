@@ -44,6 +44,11 @@ OFFERS = {
     "video first": ([VIDEO, AUDIO, DATA], {}, ["inactive", "sendrecv"]),
     "video first, max-bundle": ([VIDEO, AUDIO, DATA], MAX_BUNDLE, ["inactive", "sendrecv"]),
     "video in the middle, max-bundle": ([AUDIO, VIDEO, DATA], MAX_BUNDLE, ["sendrecv", "inactive"]),
+    "Pipecat": (
+        [AUDIO, VIDEO, ("video", "sendonly"), DATA],
+        {},
+        ["sendrecv", "inactive", "inactive"],
+    ),
     "audio twice": ([AUDIO, AUDIO], MAX_BUNDLE, ["sendrecv", "inactive"]),
     "data first": ([DATA, AUDIO], MAX_BUNDLE, ["sendrecv"]),
     "max-compat": ([AUDIO, VIDEO, DATA], {"bundlePolicy": "max-compat"}, ["sendrecv", "inactive"]),
