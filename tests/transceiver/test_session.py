@@ -13,16 +13,18 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from aiortc.sdp import SessionDescription
 
 from loader.errors import ShuntError
 from loader.problems import Refused
 from tests.transceiver.agent import FakeAgent
-from tests.transceiver.caller import RATE, Caller, Samples, eventually
+from tests.transceiver.caller import RATE, Caller, Samples, Speaker, eventually
 from tests.transceiver.conftest import KEY
 from tests.transceiver.prober import Prober
 from tests.transceiver.sdp.samples import AUDIO, DATA, offer
-from transceiver.backends import PCM_24000, Backend, Conversation
+from transceiver.backends import OPUS, PCM_24000, Backend, Conversation
 from transceiver.ice import Credentials
 from transceiver.sdp import offer as sdp_offer
 from transceiver.sdp.offer import Offer, OfferError
@@ -436,6 +438,115 @@ async def test_a_hundred_calls_leave_nothing_behind(transceiver: Transceiver) ->
     assert not transceiver.shared.demultiplexer.transactions
     assert not transceiver.shared.demultiplexer._bound
     assert not transceiver.shared._channels
+
+
+# Clients that want less, and backends that want packets.
+
+
+class Mirror:
+    """Sends back Opus packets as they are, a fifth of a second late: a busy machine leaves no gap."""
+
+    audio = OPUS
+
+    def start(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self.waiting: list[bytes] | None = []
+
+    def hear(self, pcm: bytes, at: int, concealed: bool) -> None:
+        if not pcm:
+            return
+        if self.waiting is None:
+            self.conversation.say_packet(pcm)
+            return
+        self.waiting.append(pcm)
+        if len(self.waiting) == 10:
+            for packet in self.waiting:
+                self.conversation.say_packet(packet)
+            self.waiting = None
+
+    def channel_opened(self, label: str) -> None:
+        pass
+
+    def receive(self, label: str, message: str | bytes) -> None:
+        self.conversation.send(message, label)
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_a_backend_that_wants_packets_gets_them_and_sends_them(
+    transceiver: Transceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transceiver.sessions, "_backend", Mirror)
+    said = speech(2.0)
+    async with Caller(transceiver.http_url, KEY, samples=said) as caller:
+        await caller.connected()
+        await eventually(lambda: len(caller.audio) > len(said) + RATE, within=10)
+        correlation, _ = best_match(said, caller.audio)
+    assert correlation >= 0.95
+
+
+async def call(
+    transceiver: Transceiver, peer: RTCPeerConnection
+) -> tuple[Session, RTCSessionDescription]:
+    await peer.setLocalDescription()
+    session = await transceiver.sessions.open(peer.localDescription.sdp, dialect="test")
+    answer = RTCSessionDescription(session.answer, "answer")
+    await peer.setRemoteDescription(answer)
+    return session, answer
+
+
+async def test_a_client_may_want_data_alone(transceiver: Transceiver) -> None:
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    channel = peer.createDataChannel("test")
+    messages: list[str | bytes] = []
+    channel.on("message", messages.append)
+    try:
+        session, answer = await call(transceiver, peer)
+        assert "m=audio" not in answer.sdp
+        await eventually(lambda: channel.readyState == "open")
+        channel.send("hello")
+        await eventually(lambda: messages == ["hello"])
+        assert session.mids == ("0",)
+    finally:
+        await peer.close()
+    await eventually(lambda: session.reason == "client hung up")
+
+
+@pytest.mark.parametrize(
+    ("direction", "answered", "speaks", "listens"),
+    [("sendonly", "recvonly", True, False), ("recvonly", "sendonly", False, True)],
+)
+async def test_a_client_may_speak_alone_or_listen_alone(
+    transceiver: Transceiver, direction: str, answered: str, speaks: bool, listens: bool
+) -> None:
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    track = Speaker(speech(5.0)) if speaks else "audio"
+    peer.addTransceiver(track, direction=direction)
+    heard: list[object] = []
+
+    async def listen(track: MediaStreamTrack) -> None:
+        with contextlib.suppress(MediaStreamError):
+            while True:
+                heard.append(await track.recv())
+
+    tasks: list[asyncio.Task[None]] = []
+    peer.on("track", lambda track: tasks.append(asyncio.create_task(listen(track))))
+    try:
+        session, answer = await call(transceiver, peer)
+        assert f"a={answered}" in answer.sdp
+        await eventually(lambda: session.state is State.CONNECTED)
+        if speaks:
+            await eventually(lambda: session.timeline.at(Moment.FIRST_AUDIO_IN) is not None)
+        if listens:
+            await eventually(lambda: len(heard) > 5)
+        else:
+            assert not heard
+    finally:
+        await peer.close()
+        for task in tasks:
+            await task
+    await eventually(lambda: session.state is State.CLOSED)
 
 
 # Restarts and renegotiation.
