@@ -444,7 +444,7 @@ async def test_a_hundred_calls_leave_nothing_behind(transceiver: Transceiver) ->
 
 
 class Mirror:
-    """Sends back Opus packets as they are, a fifth of a second late: a busy machine leaves no gap."""
+    """Sends back Opus packets as they are, 200 ms late: so a busy machine leaves no gap."""
 
     audio = OPUS
 
@@ -483,7 +483,7 @@ async def test_a_backend_that_wants_packets_gets_them_and_sends_them(
         await caller.connected()
         await eventually(lambda: len(caller.audio) > len(said) + RATE, within=10)
         correlation, _ = best_match(said, caller.audio)
-    assert correlation >= 0.95
+    assert correlation >= 0.9  # by windows that are not the same ones
 
 
 async def call(
