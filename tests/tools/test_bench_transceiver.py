@@ -232,7 +232,7 @@ def test_stock_aiortc_is_called_and_leaves_nothing(tmp_path: Path) -> None:
             )
             before, after = server.answer(), server.answer()
             clients.hang_up(lines)
-            empty = server.wait_until_empty()
+            empty = server.wait_until_empty(lambda: clients.hang_up(lines))
         finally:
             clients.close()
             server.end()

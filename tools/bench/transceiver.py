@@ -242,8 +242,11 @@ class _Bench:
         )
 
     def _hang_up(self, server: Server, lines: Sequence[Line]) -> State:
+        """Until nothing is left of these calls, on either side."""
         self._clients.hang_up(lines)
-        return server.wait_until_empty()
+        state = server.wait_until_empty(lambda: self._clients.hang_up(lines))
+        self._clients.leave(lines)
+        return state
 
     def _load(self, name: str, rounds: _Rounds) -> None:
         for _ in range(_TRIES):
@@ -278,13 +281,12 @@ class _Bench:
     def _set_up(self, name: str, rounds: _Rounds) -> None:
         server, scale = self._servers[name], self._scale
         before = server.state()
-        taken = []
+        lines: list[Line] = []
         for _ in range(scale.setups):
-            lines = self._clients.connect(server.callee, 1, at_once=1, packets=())
-            taken += _setup_ms(lines)
-            self._clients.hang_up(lines)
-        after = server.wait_until_empty()
-        rounds.add(f"{name}.setup.p50", statistics.median(taken))
+            self._clients.hang_up(lines[-1:])
+            lines += self._clients.connect(server.callee, 1, at_once=1, packets=())
+        after = self._hang_up(server, lines)
+        rounds.add(f"{name}.setup.p50", statistics.median(_setup_ms(lines)))
         rounds.add(f"{name}.setup.cpu", 1e3 * (after.cpu - before.cpu) / scale.setups)
         lines = self._clients.connect(
             server.callee, scale.setups, at_once=scale.at_once, packets=()
@@ -353,9 +355,7 @@ class _Bench:
         points: list[dict[str, float]] = []
         for step in range(_STEPS + 1):
             self._progress(f"bench transceiver: {step * each:,} sessions have come and gone")
-            if step:
-                self._come(server, each)
-            state = server.wait_until_empty()
+            state = self._come(server, each) if step else server.state()
             points.append(
                 {
                     "sessions": step * each,
@@ -372,7 +372,7 @@ class _Bench:
             rounds.add(f"ours.left.{what}", points[-1][what] - points[0][what])
         return points
 
-    def _come(self, server: Server, count: int) -> None:
+    def _come(self, server: Server, count: int) -> State:
         batch = 5 * self._scale.at_once
         for begun in range(0, count, batch):
             lines = self._clients.connect(
@@ -381,7 +381,8 @@ class _Bench:
                 at_once=self._scale.at_once,
                 packets=(),
             )
-            self._clients.hang_up(lines)
+            state = self._hang_up(server, lines)
+        return state
 
 
 def _slowest_ear(before: State, after: State) -> float:

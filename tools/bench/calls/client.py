@@ -87,6 +87,7 @@ class Call:
         self.destination: Address = ("", 0)
         self.outgoing: list[bytes] = []
         """What is to be sent and was not taken yet; media is not among it."""
+        self.farewell: list[bytes] = []
         self._certificate = certificate
         self._local = Credentials.fresh()
         self._packets = packets
@@ -155,10 +156,10 @@ class Call:
         return self._srtp.protect(packet + payload)
 
     def hang_up(self) -> None:
-        """As a page does that is closed: a close_notify, and nothing after it."""
+        """As a page does that is closed: `farewell`, a close_notify, and nothing after it."""
         if self.state in (State.SECURING, State.CONNECTED):
             self._dtls.close()
-            self.outgoing += self._dtls.take_datagrams()
+            self.farewell = self._dtls.take_datagrams()
         self.state = State.CLOSED
 
     def _receive_stun(self, data: bytes, now: float) -> None:

@@ -175,9 +175,15 @@ class Clients:
         return line
 
     def hang_up(self, lines: Sequence[Line]) -> None:
+        """Say goodbye; again, if it was said. A server that is behind may have lost it."""
         for line in lines:
             line.call.hang_up()
-            line.flush()
+            for data in line.call.farewell:
+                line.give(data)
+
+    def leave(self, lines: Sequence[Line]) -> None:
+        """Close what was hung up."""
+        for line in lines:
             self._end(line)
 
     def _sockets(self, count: int) -> list[tuple[socket.socket, socket.socket]]:

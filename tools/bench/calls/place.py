@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = ["CALLED_HOST", "CALLERS", "CALLER_HOST", "Agent", "Ear", "Server", "S
 
 CALLERS, _CALLED = "bench-callers", "bench-called"
 CALLER_HOST, CALLED_HOST = "198.18.0.10", "198.18.0.11"
+_LOOKS = 15  # whether sessions have ended, before they are hung up once more
 _PATIENCE = 30.0  # s for a process to serve, to answer, or to have ended its sessions
 
 
@@ -203,12 +204,17 @@ class Server(_Process):
         self.ask()
         return self.answer()
 
-    def wait_until_empty(self) -> State:
-        """Until the last session has ended. Raises ShuntError if that does not come."""
+    def wait_until_empty(self, hang_up: Callable[[], None]) -> State:
+        """Until the last session has ended; *hang_up* is called now and then. Raises ShuntError if
+        that does not come."""
         deadline = time.monotonic() + _PATIENCE
+        looked = 0
         while (state := self.state()).sessions:
             if time.monotonic() > deadline:
                 raise self._broken(f"still has {state.sessions} sessions that were hung up")
+            looked += 1
+            if looked % _LOOKS == 0:
+                hang_up()
             time.sleep(0.02)
         return state
 
