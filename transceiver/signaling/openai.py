@@ -5,6 +5,7 @@ to have. There is no trickling: the answer is all.
 """
 
 import asyncio
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -119,7 +120,11 @@ class _OpenAI:
         told = {
             "value": key.value,
             "expires_at": key.expires_at,
-            "session": {"object": "realtime.session", **session},
+            "session": {
+                "id": f"sess_{secrets.token_urlsafe(16)}",
+                "object": "realtime.session",
+                **session,
+            },
         }
         return web.json_response(told, headers={hdrs.CACHE_CONTROL: "no-store"})
 
