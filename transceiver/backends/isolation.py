@@ -9,8 +9,7 @@ with an event loop, and meet the session at two places only:
         the session     ◀── calls, at a bounded rate, one at a time ◀── say, flush, send, end
 
 So for its author nothing changes. A thread still shares the process's memory and, where it computes
-in Python, its interpreter: a backend that needs more is better a server of Realtime events, in a
-process or on a host of its own, that `realtime` talks to.
+in Python, its interpreter; for those that need more there is `transceiver.backends.processes`.
 """
 
 import asyncio

@@ -104,9 +104,9 @@ async def session_of(
 
 
 def is_alive(pid: int) -> bool:
-    with suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return True
+    """Whether it runs; one that is dead and not buried does not."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 
 
@@ -310,6 +310,36 @@ async def test_messages_that_are_not_taken_end_the_session(install: Install) -> 
         while session.conversation.ended is None:
             session.backend.receive("chat", "x" * 100_000)
         assert session.conversation.ended == "backend author does not take the client's messages"
+
+
+async def test_it_ends_with_a_transceiver_that_is_killed(install: Install, tmp_path: Path) -> None:
+    source = author(start="while True: pass")
+    install("shunt-author", {"author": "author:backend"}, module="author", source=source)
+    told = tmp_path / "pid"
+    transceiver = f"""
+import asyncio, sys
+sys.path[:] = {sys.path!r}
+from tests.transceiver.backends.conversation import FakeConversation
+from transceiver.backends.processes import in_processes
+
+async def main():
+    conversation = FakeConversation()
+    backend = in_processes("author", {{}})()
+    backend.start(conversation)
+    while not conversation.sent:
+        await asyncio.sleep(0.01)
+    open({str(told)!r}, "w").write(conversation.sent[0][1] + "\\n")
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", transceiver)
+    await until(lambda: told.exists() and told.read_text().endswith("\n"))
+    pid = int(told.read_text())
+    assert is_alive(pid)
+    process.kill()
+    await process.wait()
+    await until(lambda: not is_alive(pid))
 
 
 # Those that cannot be made

@@ -390,6 +390,10 @@ async def test_a_server_that_says_more_than_anybody_can_hear_is_not_read(
         realtime = client.realtime
         await until(lambda: realtime._held_bytes >= 240 * 48000)
         before = said
+        client.conversation.play(40.0)
+        await until(lambda: said > before)
+        await until(lambda: realtime._held_bytes >= 240 * 48000)
+        before = said
         client.send("output_audio_buffer.clear")
         await until(lambda: said > before)
         assert client.conversation.ended is None

@@ -143,7 +143,7 @@ class Realtime:
         self._interrupts = True
         self._active: OrderedDict[str, None] = OrderedDict()  # responses that are under way
         self._cut_off: OrderedDict[str, None] = OrderedDict()  # those nobody wants to hear
-        self._half = b""  # of a sample, that the next delta makes whole
+        self._half = ("", b"")  # of a sample of that item, that the next delta makes whole
         self._held: deque[_Piece | str] = deque()  # a str: the response of that id has ended
         self._held_bytes = 0
         self._room = asyncio.Event()
@@ -236,12 +236,15 @@ class Realtime:
         try:
             type = msgspec.json.decode(text, type=_Type).type
             if type in AUDIO:
-                await self._say(msgspec.json.decode(text, type=_Audio))
+                self._say(msgspec.json.decode(text, type=_Audio))
             elif self._note(type, text):
                 self._channel.send_text([text.decode()])
                 self._follow(type, text)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise GarbageError(f"what is no event: {error}") from None
+        while self._held_bytes > HELD * 2 * self.audio.rate or len(self._held) > MAX_PIECES:
+            self._room.clear()
+            await self._room.wait()
 
     def _note(self, type: str, text: bytes) -> bool:
         """Know of an event; whether the client is to know of it."""
@@ -280,12 +283,13 @@ class Realtime:
 
     # What is heard
 
-    async def _say(self, audio: _Audio) -> None:
+    def _say(self, audio: _Audio) -> None:
         if audio.response_id in self._cut_off:
             return
-        pcm = self._half + audio.delta
+        item_id, half = self._half
+        pcm = half + audio.delta if item_id == audio.item_id else audio.delta
         whole = len(pcm) & ~1
-        self._half = pcm[whole:]
+        self._half = (audio.item_id, pcm[whole:])
         step = int(PIECE * self.audio.rate) * 2
         for start in range(0, whole, step):
             piece = pcm[start : min(start + step, whole)]
@@ -293,9 +297,6 @@ class Realtime:
             self._held.append(_Piece(audio.response_id, audio.item_id, audio.content_index, piece))
         if self._pouring is None:
             self._pour()
-        while self._held_bytes > HELD * 2 * self.audio.rate or len(self._held) > MAX_PIECES:
-            self._room.clear()
-            await self._room.wait()
 
     def _pour(self) -> None:
         """Say what is held, as far as there is room; the rest when there is."""
@@ -311,7 +312,7 @@ class Realtime:
                     return
                 self._held_bytes -= len(first.pcm)
             self._held.popleft()
-        self._room.set()
+            self._room.set()
 
     def _fits(self, piece: _Piece) -> bool:
         """Say it, if there is room."""
@@ -357,7 +358,7 @@ class Realtime:
                 heard.setdefault((each.item_id, each.content_index), 0)
         self._held.clear()
         self._held_bytes = 0
-        self._half = b""
+        self._half = ("", b"")
         self._room.set()
         for id in self._active:
             _remember(self._cut_off, id)
@@ -386,7 +387,7 @@ class Realtime:
             )
             self._finish(id)
         self._cut_off.clear()
-        self._half = b""
+        self._half = ("", b"")
 
     def _ended(self, reason: str) -> None:
         told = EventError("server_unavailable", f"{reason}.")
