@@ -23,20 +23,22 @@ def test_every_link_in_a_document_leads_somewhere() -> None:
 
 
 def test_every_attack_names_reasons_and_tests_that_exist() -> None:
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in (ROOT / "docs/attacks.md").read_text().splitlines()
-        if line.startswith("| ")
-    ][1:]
-    assert rows
-    for row in rows:
-        attack, *_, limit, tests = row
-        assert len(row) == 5, attack
-        assert set(re.findall(r"`(\w+)`", limit)) <= {reason.name for reason in REASONS}, attack
-        named = re.findall(r"`(\w+\.py)::(\w+)`", tests)
-        assert named, attack
-        for file, name in named:
-            assert name in _tests_of(ROOT / "tests/packets" / file), f"{file}::{name}"
+    relay, transceiver = (ROOT / "docs/attacks.md").read_text().split("## At the transceiver")
+    for text, folder in ((relay, "tests/packets"), (transceiver, "tests/transceiver")):
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in text.splitlines()
+            if line.startswith("| ")
+        ][1:]
+        assert rows
+        for row in rows:
+            attack, *_, limit, tests = row
+            assert len(row) == 5, attack
+            assert set(re.findall(r"`(\w+)`", limit)) <= {reason.name for reason in REASONS}, attack
+            named = re.findall(r"`(\w+\.py)::(\w+)`", tests)
+            assert named, attack
+            for file, name in named:
+                assert name in _tests_of(ROOT / folder / file), f"{file}::{name}"
 
 
 def _tests_of(file: Path) -> set[str]:
@@ -44,5 +46,6 @@ def _tests_of(file: Path) -> set[str]:
     return {
         node.name
         for node in ast.parse(file.read_text()).body
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith("test_")
     }

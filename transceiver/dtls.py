@@ -70,6 +70,21 @@ _FRAGMENT = 12  # bytes of a handshake message's header, on each of its fragment
 _LONGEST_READ = 1 << 16
 _CHANGE_CIPHER_SPEC, _ALERT, _HANDSHAKE, _DATA = 20, 21, 22, 23
 _FATAL = 2
+_ALERTS = {  # RFC 5246 section 7.2
+    10: "unexpected_message",
+    40: "handshake_failure",
+    42: "bad_certificate",
+    43: "unsupported_certificate",
+    45: "certificate_expired",
+    46: "certificate_unknown",
+    47: "illegal_parameter",
+    48: "unknown_ca",
+    50: "decode_error",
+    51: "decrypt_error",
+    70: "protocol_version",
+    71: "insufficient_security",
+    80: "internal_error",
+}
 # Types of handshake messages (RFC 5246 section 7.4, RFC 6347 section 4.3.2). Finished is encrypted.
 _FROM_SERVER = frozenset({2, 3, 4, 11, 12, 13, 14, 22})
 _FROM_CLIENT = frozenset({1, 11, 15, 16})
@@ -343,7 +358,7 @@ class Dtls:
 
     def _note(self, alert: bytes) -> None:
         if len(alert) == 2 and alert[0] == _FATAL:
-            self.reason = f"alert {alert[1]} in the clear"
+            self.reason = f"somebody said {_ALERTS.get(alert[1], f'alert {alert[1]}')}"
 
     def _advance(self, connection: SSL.Connection, now: float) -> None:
         """Let OpenSSL work off what it was given."""

@@ -130,6 +130,11 @@ class Peer:
         """Send on the data channel *label*; False if there is none, or it is backed up."""
         return self._data is not None and not self._is_closed and self._data.send(label, message)
 
+    @property
+    def complaint(self) -> str:
+        """What was said against the DTLS handshake in the client's name, if anything was."""
+        return self._dtls.reason
+
     def close(self) -> None:
         """Say goodbye on each layer, and leave nothing behind. May be called again."""
         if self._is_closed:

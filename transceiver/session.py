@@ -395,7 +395,11 @@ class Session:
         self.state = state
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = self._loop.call_later(limit, self._begin_end, otherwise)
+        self._deadline = self._loop.call_later(limit, self._give_up, otherwise)
+
+    def _give_up(self, reason: str) -> None:
+        complaint = self._peer.complaint
+        self._begin_end(f"{reason}: {complaint}" if complaint else reason)
 
     def _check_running(self) -> None:
         if self.state in (State.NEW, State.CLOSED):

@@ -223,6 +223,17 @@ async def test_alerts_in_the_clear_end_nothing(transceiver: Transceiver) -> None
         await is_well(client)
 
 
+async def test_a_client_that_takes_offence_at_our_handshake_is_quoted(
+    transceiver: Transceiver, agent: FakeAgent
+) -> None:
+    async with Attacker(transceiver.sessions) as client:
+        await client.check()
+        await eventually(lambda: bool(client.received))
+        client.send(record(21, bytes((2, 42))))
+        await is_gone(transceiver, agent)
+        assert client.session.reason == "no DTLS handshake in time: somebody said bad_certificate"
+
+
 async def test_a_client_that_is_server_may_be_greeted_late(transceiver: Transceiver) -> None:
     """It hears nothing until it has our answer."""
     async with Attacker(transceiver.sessions) as client:
