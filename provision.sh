@@ -4,6 +4,7 @@
 #
 #   provision.sh run    what the CLI needs
 #   provision.sh test   that, and what `./shunt test` needs
+#   provision.sh apps   instead: .venv-apps with the applications of docs/aiortc-apps.md, 1.4 GB
 #
 # Says nothing and takes a fraction of a second when all is there. May be repeated, interrupted, and
 # run twice at once.
@@ -36,9 +37,9 @@ fail_with_log() {
 
 set_name=${1:-run}
 case $set_name in
-run | test) ;;
+run | test | apps) ;;
 *)
-	echo "usage: provision.sh [run|test]" >&2
+	echo "usage: provision.sh [run|test|apps]" >&2
 	exit 2
 	;;
 esac
@@ -64,10 +65,19 @@ ubuntu:24.04)
 esac
 
 lock=$root/requirements.lock
-if [ "$set_name" = test ]; then
+pip_options=''
+case $set_name in
+test)
 	packages="$packages $for_tests"
 	lock=$root/requirements-dev.lock
-fi
+	;;
+apps)
+	packages='python3-venv'
+	venv=$root/.venv-apps
+	lock=$root/requirements-apps.lock
+	pip_options=--no-deps # the lock is complete, but for what its overrides leave out
+	;;
+esac
 
 # ── Is all there? ───────────────────────────────────────────────────────────────────────────────
 
@@ -91,7 +101,10 @@ installed $package
 # tree breaks a virtual environment.
 want_stamp() {
 	echo "$root $(readlink -f $python)"
-	cat "$root/requirements.lock" "$root/requirements-dev.lock" "$root/provision.sh" | sha256sum
+	case $set_name in
+	apps) cat "$lock" "$root/provision.sh" ;;
+	*) cat "$root/requirements.lock" "$root/requirements-dev.lock" "$root/provision.sh" ;;
+	esac | sha256sum
 }
 
 # An environment with the tests' set will do for running too.
@@ -160,13 +173,14 @@ if ! venv_is_ready; then
 	# shellcheck disable=SC2086 # nothing, or one word
 	logged $python -m venv $clear "$venv" ||
 		fail_with_log "the virtual environment $venv cannot be made." "See below for the reason, then repeat."
+	# shellcheck disable=SC2086 # nothing, or one word
 	logged "$venv/bin/python" -m pip --disable-pip-version-check --no-input install \
-		--require-hashes --only-binary :all: -r "$lock" ||
+		--require-hashes --only-binary :all: $pip_options -r "$lock" ||
 		fail_with_log "pip could not install $lock." "Check the network, then repeat."
 	site=$(echo "$venv"/lib/python3.*/site-packages)
 	# BCC is Debian's (PyPI's bcc is something else). A link to this one package, rather than
 	# --system-site-packages, keeps the rest of Debian's Python out.
-	ln -sfn /usr/lib/python3/dist-packages/bcc "$site/bcc"
+	[ "$set_name" = apps ] || ln -sfn /usr/lib/python3/dist-packages/bcc "$site/bcc"
 	echo "$root" >"$site/shunt.pth"
 	want_stamp >"$venv/shunt-$set_name.stamp.new"
 	mv "$venv/shunt-$set_name.stamp.new" "$venv/shunt-$set_name.stamp"

@@ -18,6 +18,7 @@ __all__ = [
     "Samples",
     "from_opus",
     "likeness",
+    "likeness_of_pieces",
     "read",
     "speak",
     "speech",
@@ -29,8 +30,12 @@ RATE = 48000
 FRAME = RATE // 50
 """Samples of one packet, and of one point of an envelope: 20 ms."""
 
+QUIET = 100
+"""What is not louder than that, root mean square, is silence."""
+
 Samples = npt.NDArray[np.int16]
 """Mono, 48 kHz."""
+Envelope = npt.NDArray[np.float64]
 
 
 def speak(text: str, path: Path) -> None:
@@ -73,14 +78,25 @@ def from_opus(packets: Iterable[bytes]) -> Samples:
 
 def likeness(said: Samples, heard: Samples) -> float:
     """The best correlation of how loud what was said is, with any stretch of what was heard."""
+    return _best(_envelope(said), _envelope(heard))
+
+
+def likeness_of_pieces(said: Samples, heard: Samples) -> float:
+    """The median likeness of half seconds of what was said: whoever sent it on may have left out a
+    bit here, and waited there. Another sentence has 0.8."""
     mine, theirs = _envelope(said), _envelope(heard)
-    return max(
-        float(np.corrcoef(mine, theirs[at : at + len(mine)])[0, 1])
-        for at in range(len(theirs) - len(mine) + 1)
-    )
+    size = RATE // FRAME // 2
+    pieces = (mine[at : at + size] for at in range(0, len(mine) - size + 1, size // 2))
+    return float(np.median([_best(piece, theirs) for piece in pieces if piece.max() > QUIET]))
 
 
-def _envelope(samples: Samples) -> npt.NDArray[np.float64]:
+def _best(mine: Envelope, theirs: Envelope) -> float:
+    stretches = (theirs[at : at + len(mine)] for at in range(len(theirs) - len(mine) + 1))
+    heard = (stretch for stretch in stretches if stretch.max() > QUIET)
+    return max(float(np.corrcoef(mine, stretch)[0, 1]) for stretch in heard)
+
+
+def _envelope(samples: Samples) -> Envelope:
     """Loudness of each 20 ms."""
     windows = samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME).astype(float)
     return np.asarray(np.sqrt((windows**2).mean(axis=1)))

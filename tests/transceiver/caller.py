@@ -87,14 +87,7 @@ class Caller:
             self.channel.on("message", self.messages.append)
         await self.peer.setLocalDescription()
         async with aiohttp.ClientSession() as http:
-            response = await http.post(
-                f"{self.url}/v1/realtime/calls",
-                data=self.peer.localDescription.sdp,
-                headers={"Authorization": f"Bearer {self.key}", "Content-Type": "application/sdp"},
-            )
-            self.answer = await response.text()
-            assert response.status == 201, self.answer
-            self.location = response.headers["Location"]
+            self.answer = await self.signal(http, self.peer.localDescription.sdp)
         await self.peer.setRemoteDescription(RTCSessionDescription(self.answer, "answer"))
         return self
 
@@ -103,6 +96,18 @@ class Caller:
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.wait((self._listener,))
+
+    async def signal(self, http: aiohttp.ClientSession, offer: str) -> str:
+        """The answer to an offer. For others to override."""
+        response = await http.post(
+            f"{self.url}/v1/realtime/calls",
+            data=offer,
+            headers={"Authorization": f"Bearer {self.key}", "Content-Type": "application/sdp"},
+        )
+        answer = await response.text()
+        assert response.status == 201, answer
+        self.location = response.headers["Location"]
+        return answer
 
     async def connected(self) -> Self:
         await eventually(lambda: self.peer.connectionState == "connected")
