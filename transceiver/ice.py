@@ -100,11 +100,6 @@ OVERDUE = 1.5
 consent check is sent once (RFC 7675 section 5.1): with 20 % of loss each way, so many in a row
 fail that a call would end every half hour. A check of RFC 8445 is repeated."""
 
-OVERDUE = 1.5
-"""Consent intervals without an answer, after which the client's checks are checked back again. A
-consent check is sent once (RFC 7675 section 5.1): with 20 % of loss each way, so many in a row
-fail that a call would end every half hour. A check of RFC 8445 is repeated."""
-
 TIE_BREAKER = 0
 PRIORITY = 110 << 24 | 65535 << 8 | 255  # peer-reflexive, component 1 (RFC 8445 section 5.1.2.1)
 
