@@ -214,3 +214,5 @@ class ControllingAgent:
                     message.transaction, mapped=pair[1], password=password
                 )
                 self.network.send(answer, self.interfaces[pair[0]], pair[1])
+                if generation is self._generations[-1] and pair not in generation.valid:
+                    self._check(pair)  # triggered (RFC 8445 section 7.3.1.4)

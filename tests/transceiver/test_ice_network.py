@@ -494,7 +494,7 @@ def test_with_loss_too_and_if_it_ever_leaves_it_comes_back(seed: int) -> None:
         for (at, address), end in zip(world.moves[1:], until, strict=True)
         if address != nominated
     )
-    assert astray < 60 / 50
+    assert astray < 60 / 20
 
 
 class Eavesdropper:
