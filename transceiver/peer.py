@@ -217,7 +217,11 @@ class Peer:
 
     def _arm_receiver(self, deadline: float) -> None:
         """A timer that is there already and fires too early does no harm: it looks again."""
-        if self._receive_timer is None and not self._is_closed:
+        timer = self._receive_timer
+        if timer is not None and timer.when() > deadline:
+            timer.cancel()
+            timer = None
+        if timer is None and not self._is_closed:
             self._receive_timer = self._loop.call_at(deadline, self._poll_receiver)
 
     def _poll_receiver(self) -> None:
@@ -305,11 +309,11 @@ class Peer:
 
     def _tick(self, at: float) -> None:
         """Every 20 ms."""
-        packet = self.sender.tick(at)
         srtp = self._srtp
+        packet = self.sender.tick(at, listening=self.is_heard and srtp is not None)
         if srtp is None:
             return
-        if packet is not None and self.is_heard:
+        if packet is not None:
             self._send(srtp.protect(packet))
         report = self.reports.poll(at)
         if report is not None:

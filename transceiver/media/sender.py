@@ -121,12 +121,28 @@ class AudioSender:
         elapsed = 0.0 if self._started is None else now - self._started
         return (self._origin + round(elapsed * opus.CLOCK)) & 0xFFFFFFFF
 
-    def tick(self, now: float) -> bytes | None:
+    def tick(self, now: float, *, listening: bool = True) -> bytes | None:
         """To be called every 20 ms: the RTP packet that is to be sent, or None.
 
         *now*: when the tick was due, or is. If ticks have been left out, time has passed all the
-        same.
+        same. While the client is not *listening*, what is said takes its time, and nothing is
+        encoded.
         """
+        self._advance(now)
+        taken = self._queue.take()
+        if not listening:
+            self._pass_over(taken)
+            return None
+        if taken is None:
+            return self._rest()
+        if not taken:  # a packet of more than 20 ms, that is not over
+            return None
+        self._idle = 0
+        self._comforted = _COMFORT
+        self._tell_drained()
+        return self._packet(taken) if self._encoder is None else self._encoded(taken)
+
+    def _advance(self, now: float) -> None:
         if self._started is None:
             self._started = now
         else:
@@ -135,16 +151,22 @@ class AudioSender:
             if late > _CATCH_UP:
                 self._ticks += round(late)
                 self._paused = True
-        taken = self._queue.take()
-        if taken is None:
-            return self._rest()
-        if not taken:  # a packet of more than 20 ms, that is not over
-            return None
-        self._idle = 0
-        self._comforted = _COMFORT
+
+    def _tell_drained(self) -> None:
         if self._queue.empty and self.on_drained is not None:
             self.on_drained()
-        return self._packet(taken) if self._encoder is None else self._encoded(taken)
+
+    def _pass_over(self, taken: bytes | None) -> None:
+        """Nobody listens: when somebody does again, a talkspurt begins, and with all of it."""
+        self._paused = True
+        self._comforted = _COMFORT
+        if taken is None:
+            self._idle += 1
+            if self._idle == _UTTERANCE:
+                self._queue.flush()
+        elif taken:
+            self._idle = 0
+            self._tell_drained()
 
     def _rest(self) -> bytes | None:
         """Nothing is said in this tick."""

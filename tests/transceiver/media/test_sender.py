@@ -41,9 +41,9 @@ class Ticking:
         self.ticks = 0
         self.sent: list[tuple[int, rtp.Parsed]] = []
 
-    def tick(self, times: int = 1) -> None:
+    def tick(self, times: int = 1, *, listening: bool = True) -> None:
         for _ in range(times):
-            packet = self.sender.tick(self.now)
+            packet = self.sender.tick(self.now, listening=listening)
             if packet is not None:
                 self.sent.append((self.ticks, rtp.parse(packet)))
             self.ticks += 1
@@ -286,6 +286,38 @@ def test_a_flush_is_no_drain() -> None:
 
 
 # Limits, and settings.
+
+
+def test_for_a_client_that_does_not_listen_time_passes_and_nothing_is_sent() -> None:
+    ticking = Ticking()
+    spoken = frames(24000)[:50]
+    drained: list[int] = []
+    ticking.sender.on_drained = lambda: drained.append(ticking.ticks)
+    for frame in spoken:
+        ticking.sender.say(frame)
+
+    ticking.tick(20, listening=False)
+    assert ticking.sender.heard == pytest.approx(0.4)
+    ticking.tick(10)
+    ticking.tick(40, listening=False)
+
+    assert [tick for tick, _ in ticking.sent] == list(range(20, 30))
+    assert ticking.markers == [20]
+    assert ticking.stamps == [960 * tick for tick in range(20, 30)]
+    assert [packet[2] for _, packet in ticking.sent] == list(range(10))
+    assert ticking.sender.packets == 10
+    assert drained == [49]
+
+
+def test_a_client_that_does_not_listen_costs_no_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking = Ticking()
+    assert ticking.sender._encoder is not None
+    monkeypatch.setattr(ticking.sender._encoder, "encode", None)  # to be called is to fail
+    ticking.sender.say(frames(24000)[0])
+
+    ticking.tick(100, listening=False)
+
+    assert ticking.sender.heard == 0  # the utterance is over
 
 
 def test_the_backlog_is_bounded() -> None:
