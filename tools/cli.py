@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from loader.configfile import Sources
-    from transceiver.signaling.calls import Network
+    from transceiver.signaling.addresses import Network
     from transceiver.signaling.limits import Rate
 
 __all__ = ["main"]

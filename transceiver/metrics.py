@@ -103,11 +103,19 @@ class Metrics:
             ("reached",),
             registry=self._counted,
         )
+        self._failures = Counter(
+            "shunt_backend_failures",
+            "Sessions that ended because their backend failed, or whose backend failed at that.",
+            ("how",),
+            registry=self._counted,
+        )
         # What somebody may watch is there from the start, or its first step would be missed.
         for phase in PHASES:
             self._phases.labels(phase)
         for reached in ("connecting", "securing", "connected"):
             self._ended.labels(reached)
+        for how in ("raised", "did_not_close"):
+            self._failures.labels(how)
         ProcessCollector(registry=self._counted)
 
     def answered(self, operation: str, status: int, seconds: float) -> None:
@@ -120,6 +128,8 @@ class Metrics:
         self._observe(session.id, session.timeline)
         self._observed.pop(session.id, None)
         self._ended.labels(_reached(session.timeline)).inc()
+        if session.backend_failure:
+            self._failures.labels(session.backend_failure).inc()
 
     def scrape(self) -> Collector:
         """The numbers of this moment, to be written out by any thread."""

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import re
+import resource
 import signal
 import socket
 from collections.abc import Coroutine, Mapping
@@ -27,12 +28,9 @@ from transceiver.shared_socket import SharedSocket
 from transceiver.signaling import make_app
 from transceiver.stun import Address, text
 
-__all__ = ["Transceiver", "TransceiverConfig", "listen", "run", "serve_until"]
+__all__ = ["Transceiver", "TransceiverConfig", "allow_descriptors", "listen", "run", "serve_until"]
 
 PAGE = Path(__file__).parent / "page"
-
-HEAD_SECONDS = 30.0
-"""That a connection may be idle, or take for a request's head."""
 
 log = logging.getLogger(__name__)
 
@@ -152,9 +150,7 @@ class Transceiver:
             limits=config.request_limits,
             placement=self._placement,
         )
-        self.runner = web.AppRunner(
-            app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=HEAD_SECONDS
-        )
+        self.runner = signaling.Runner(app, config.request_limits)
         await self.runner.setup()
         stack.push_async_callback(self.runner.cleanup)
         await web.SockSite(self.runner, listener).start()
@@ -170,7 +166,15 @@ def run(config: TransceiverConfig) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    allow_descriptors()
     asyncio.run(_serve(config))
+
+
+def allow_descriptors() -> None:
+    """Let this process and its children have as many descriptors as they may: each connection to
+    signaling takes one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(config: TransceiverConfig) -> None:

@@ -132,6 +132,8 @@ class Session:
         self.bundled = offer.bundled
         self.reason = ""
         """Why it ended, once it has."""
+        self.backend_failure = ""
+        """How its backend failed, if it did: "raised", or "did_not_close"."""
         self._loop = asyncio.get_running_loop()
         self.timeline = Timeline(self._loop.time, time.time)
         self.timeline.note(Moment.OFFER, dialect=dialect)
@@ -416,6 +418,7 @@ class Session:
             self._backend_failed(error)
 
     def _backend_failed(self, error: Exception) -> None:
+        self.backend_failure = "raised"
         self._begin_end(f"the backend failed: {type(error).__name__}")
 
     def _begin_end(self, reason: str) -> asyncio.Task[None]:
@@ -437,8 +440,10 @@ class Session:
                 await self._backend.close()
         except TimeoutError:
             log.warning("session %s: its backend did not close in time", self.id)
+            self.backend_failure = "did_not_close"
         except Exception:
             log.exception("session %s: its backend failed to close", self.id)
+            self.backend_failure = "raised"
         for ufrag in list(self._routed):
             self._remove_route(ufrag)
         await asyncio.gather(*self._removals)

@@ -28,7 +28,13 @@ from aiohttp import web
 
 from loader.errors import ShuntError
 from transceiver.placement import Board, Place
-from transceiver.server import Transceiver, TransceiverConfig, listen, serve_until
+from transceiver.server import (
+    Transceiver,
+    TransceiverConfig,
+    allow_descriptors,
+    listen,
+    serve_until,
+)
 from transceiver.stun import text
 
 __all__ = ["MAX_WORKERS", "assignments", "run", "supervise"]
@@ -75,6 +81,7 @@ def run(config: TransceiverConfig, count: int) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    allow_descriptors()
     asyncio.run(supervise(config, count))
 
 

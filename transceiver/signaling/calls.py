@@ -1,7 +1,6 @@
 """Sessions, as those who ask by HTTP may have them: who may, how often, and whose is it."""
 
 import asyncio
-import ipaddress
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,17 +12,13 @@ from transceiver.sdp.offer import OfferError, UnsupportedError
 from transceiver.session import Session, UnavailableError
 from transceiver.sessionid import owner_of
 from transceiver.sessions import Sessions
+from transceiver.signaling.addresses import Network, told_site
 from transceiver.signaling.http import Refused
 from transceiver.signaling.keys import Asker, Keys
 from transceiver.signaling.limits import Limiter, Rate
 from transceiver.stun import Address
 
-__all__ = ["Calls", "Elsewhere", "Limits", "Network", "refusal_of"]
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-IPV6_SITE = 64
-"""Bits of an IPv6 address that tell somebody from others; the rest are his to choose."""
+__all__ = ["Calls", "Elsewhere", "Limits", "refusal_of"]
 
 ADDRESS_RATE = Rate(10, 100)
 EPHEMERAL_KEY_RATE = Rate(5, 50)
@@ -42,6 +37,8 @@ class Limits:
     """With one ephemeral key."""
     api_key: Rate = API_KEY_RATE
     """With the API key, by all that have it."""
+    connections: int = 1000
+    """From one client address at a time."""
     proxies: Sequence[Network] = ()
     """Whose X-Forwarded-For is believed."""
 
@@ -217,20 +214,8 @@ class Calls:
 
     def _address(self, request: web.Request) -> str:
         """Where the client is, as far as we can know."""
-        told = [hop.strip() for hop in request.headers.get("X-Forwarded-For", "").split(",")]
-        address = _parsed(request.remote or "")
-        while address is not None and self._is_proxy(address) and told:
-            # Each proxy appends whom it heard it from: the nearest is last.
-            further = _parsed(told.pop())
-            if further is None:
-                break
-            address = further
-        if isinstance(address, ipaddress.IPv6Address):
-            return str(ipaddress.ip_network((address, IPV6_SITE), strict=False))
-        return str(address)
-
-    def _is_proxy(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-        return any(address in network for network in self._proxies)
+        forwarded = request.headers.get("X-Forwarded-For", "")
+        return told_site(request.remote or "", forwarded, self._proxies)
 
 
 def refusal_of(error: Exception) -> Refused:
@@ -249,14 +234,6 @@ def refusal_of(error: Exception) -> Refused:
             )
         case _:
             raise TypeError(error)
-
-
-def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _whole_seconds(wait: float) -> str:

@@ -4,7 +4,7 @@ An offer by POST, candidates and ICE restarts by PATCH of the session's URL (RFC
 DELETE. Candidates are read for form's sake: where a client is, its checks tell.
 
 Two things are as they are because the endpoint serves voice. The answer has the client's audio both
-ways, though WHIP's clients only send; and video is refused in the answer, not with the whole offer
+ways, though WHIP's clients only send; and video rests in the answer, and is not refused with it all
 (section 4.4.3 has that as SHOULD NOT), so that an encoder that cannot leave it out is heard. No
 Link is sent: there are no ICE servers to be used, and no extensions.
 """

@@ -259,6 +259,42 @@ async def test_others_say_in_vain_for_whom_they_ask(config: TransceiverConfig) -
                 assert response.status == status
 
 
+async def test_one_address_has_so_many_connections_and_no_more(config: TransceiverConfig) -> None:
+    async with serving(config, Limits(connections=3)) as (transceiver, _):
+        where = transceiver.http_url[7:].split(":")
+        held = [await asyncio.open_connection(*where) for _ in range(3)]
+        reader, writer = await asyncio.open_connection(*where)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+        held.pop()[1].close()
+        async with aiohttp.ClientSession() as http:
+
+            async def is_let_in() -> bool:
+                try:
+                    async with http.get(f"{transceiver.http_url}/healthz") as response:
+                        return response.status == 200
+                except aiohttp.ClientConnectionError:
+                    return False
+
+            async with asyncio.timeout(5):
+                while not await is_let_in():
+                    pass
+        for _, writer in held:
+            writer.close()
+
+
+async def test_those_of_a_proxy_are_not_counted(config: TransceiverConfig) -> None:
+    limits = Limits(connections=1, proxies=[ip_network("127.0.0.1")])
+    async with serving(config, limits) as (transceiver, http):
+        where = transceiver.http_url[7:].split(":")
+        held = [await asyncio.open_connection(*where) for _ in range(3)]
+        async with http.get("/healthz") as response:
+            assert response.status == 200
+        for _, writer in held:
+            writer.close()
+
+
 async def test_preflights_are_answered_without_a_key(http: aiohttp.ClientSession) -> None:
     for path in (
         *POSTS,

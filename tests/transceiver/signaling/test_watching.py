@@ -10,6 +10,8 @@ from tests.transceiver.caller import Caller, eventually
 from tests.transceiver.conftest import KEY
 from tests.transceiver.sdp.samples import VIDEO, offer
 from tests.transceiver.signaling.conftest import BEARER, GOOD, SDP, secret
+from transceiver.backends import Conversation
+from transceiver.backends.echo import Echo
 from transceiver.server import Transceiver
 from transceiver.sessionid import fresh
 
@@ -85,6 +87,23 @@ async def test_what_is_refused_is_counted_by_why(
     assert found["shunt_signaling_requests_total", "POST /whip,201"] == 4
     assert found["shunt_signaling_requests_total", "POST /whip,503"] == 1
     assert found["shunt_signaling_request_duration_seconds_count", "POST /whip"] == 7
+
+
+class _Broken(Echo):
+    def start(self, conversation: Conversation) -> None:
+        raise ValueError("no model today")
+
+
+async def test_backends_that_fail_are_counted(
+    http: aiohttp.ClientSession, transceiver: Transceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transceiver.sessions, "_backend", _Broken)
+    async with Caller(transceiver.http_url, KEY):
+        await eventually(lambda: transceiver.sessions.by_state()["connecting"] == 0)
+        await eventually(lambda: len(transceiver.sessions) == 0)
+    found = await samples(http)
+    assert found["shunt_backend_failures_total", "raised"] == 1
+    assert found["shunt_sessions_ended_total", "connected"] == 1
 
 
 async def test_drops_of_the_socket_are_told_by_reason(

@@ -68,13 +68,13 @@ async def test_a_session_is_made_and_deleted(http: aiohttp.ClientSession, agent:
         assert response.status == 404
 
 
-async def test_video_is_refused_in_the_answer_and_audio_served(http: aiohttp.ClientSession) -> None:
+async def test_video_rests_in_the_answer_and_audio_is_served(http: aiohttp.ClientSession) -> None:
     async with http.post("/whip", data=offer(AUDIO, VIDEO, bundle="0 2"), headers=SDP) as response:
         assert response.status == 201
         answer = await response.text()
     audio, video = answer.split("m=")[1:]
     assert not audio.startswith("audio 0")
-    assert video.startswith("video 0")
+    assert video.startswith("video 0") or "a=inactive" in video
 
 
 async def test_candidates_are_taken(call: Call) -> None:
