@@ -1,8 +1,9 @@
 """What all tests share: a cache of compiled programs, and the lab, for every test that needs real
 namespaces, an agent and transceivers."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,25 @@ def pytest_configure(config: pytest.Config) -> None:
     """Each lane of the suite (pytest-xdist's workers), or the one process that there is."""
     if config.getoption("numprocesses", None) is None or hasattr(config, "workerinput"):
         isolate()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable(
+    report: pytest.CollectReport | pytest.TestReport,
+) -> Generator[None, Any, Any]:
+    """What a lane tells of a test goes over a pipe that takes UTF-8 alone, and tests of hostile
+    text print and log what is none."""
+    return _encodable((yield))
+
+
+def _encodable(told: Any) -> Any:
+    if isinstance(told, str):
+        return told.encode("utf-8", "backslashreplace").decode()
+    if isinstance(told, dict):
+        return {_encodable(name): _encodable(value) for name, value in told.items()}
+    if isinstance(told, list | tuple):
+        return type(told)(map(_encodable, told))
+    return told
 
 
 _LONG = (

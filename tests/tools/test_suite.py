@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,17 @@ def test_with_arguments_pytest_does_what_they_say(project: Path) -> None:
     assert "slowest" not in done.stdout
 
 
-def test_there_are_as_many_lanes_as_cpus_but_two_at_least() -> None:
-    assert suite.lanes(1) == suite.lanes(2) == 2
-    assert suite.lanes(3) == 3
-    assert suite.lanes(64) == 4
+def test_there_is_a_lane_more_than_there_are_cpus_within_reason() -> None:
+    assert [suite.lanes(cpus) for cpus in (1, 2, 3, 64)] == [2, 3, 4, 4]
+
+
+def test_text_that_is_no_unicode_can_be_told_of_in_a_lane(project: Path) -> None:
+    shutil.copy(ROOT / "tests" / "conftest.py", project)
+    with (project / "test_one.py").open("a") as text:
+        text.write("    print('\\udcff'); assert '\\udcfe' == ''\n")
+
+    done = run(project)
+
+    assert done.returncode == 1
+    assert outcomes(done.stdout)[0] == "1 failed, 1 passed"
+    assert "'\\udcfe' == ''" in done.stdout
