@@ -152,9 +152,9 @@ def _verify(
     peer: _Peer = connection.get_app_data()
     if depth or peer.is_verified:  # whoever is said to have signed it; or asked a second time
         return True
+    digests = {algorithm: _digest(certificate, algorithm) for algorithm, _ in peer.fingerprints}
     peer.is_verified = any(
-        hmac.compare_digest(digest, _digest(certificate, algorithm))
-        for algorithm, digest in peer.fingerprints
+        hmac.compare_digest(digest, digests[algorithm]) for algorithm, digest in peer.fingerprints
     )
     return peer.is_verified
 
