@@ -1,5 +1,6 @@
 """The agent's HTTP API from the other side: what transceivers and tools call."""
 
+import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -15,6 +16,7 @@ import msgspec
 from loader.addresses import http_url
 from loader.errors import ShuntError
 from loader.problems import PROBLEMS, problem_uri, quoted
+from loader.unix_http import Response, UnixHttp
 
 __all__ = [
     "DEFAULT_SOCKET",
@@ -89,6 +91,7 @@ class AgentClient:
         self._agent = agent
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session: aiohttp.ClientSession | None = None
+        self._local: UnixHttp | None = None
         self._remote = "://" in agent
         if not self._remote:
             self._base, self._tls = "http://agent", None
@@ -111,6 +114,7 @@ class AgentClient:
             connector = aiohttp.TCPConnector(ssl=self._tls or True)
         else:
             connector = aiohttp.UnixConnector(path=self._agent)
+            self._local = UnixHttp(self._agent)
         self._session = aiohttp.ClientSession(
             connector=connector, timeout=_TIMEOUT, headers=self._headers
         )
@@ -122,6 +126,9 @@ class AgentClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._local is not None:
+            self._local.close()
+            self._local = None
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -276,14 +283,24 @@ class AgentClient:
     ) -> dict[str, Any]:
         headers = {} if instance is None else {"Shunt-Instance": instance}
         try:
-            async with self._request(method, path, headers=headers, json=body) as response:
-                text = await response.read()
-                if response.status >= 400:
-                    raise _refusal(response.status, str(response.reason), text)
-                answer = msgspec.json.decode(text) if text else {}
+            answer = await self._ask(method, path, headers, body)
+            if answer.status >= 400:
+                raise _refusal(answer.status, answer.reason, answer.body)
+            return dict(msgspec.json.decode(answer.body) if answer.body else {})
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise self._unavailable(error) from error
-        return dict(answer)
+
+    async def _ask(
+        self, method: str, path: str, headers: dict[str, str], body: dict[str, Any] | None
+    ) -> Response:
+        if self._local is not None:
+            if body is not None:
+                headers["Content-Type"] = "application/json"
+            text = b"" if body is None else msgspec.json.encode(body)
+            async with asyncio.timeout(_TIMEOUT.total):
+                return await self._local.request(method, path, headers | self._headers, text)
+        async with self._request(method, path, headers=headers, json=body) as response:
+            return Response(response.status, str(response.reason), await response.read())
 
     def _request(
         self, method: str, path: str, **more: Any
