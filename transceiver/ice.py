@@ -100,7 +100,10 @@ OVERDUE = 1.5
 consent check is sent once (RFC 7675 section 5.1): with 20 % of loss each way, so many in a row
 fail that a call would end every half hour. A check of RFC 8445 is repeated."""
 
-TIE_BREAKER = 0
+TIE_BREAKER = 1
+"""Of a role conflict, which we always lose. Not 0: libjuice (libdatachannel, OBS) takes that for no
+role at all, and refuses the check."""
+
 PRIORITY = 110 << 24 | 65535 << 8 | 255  # peer-reflexive, component 1 (RFC 8445 section 5.1.2.1)
 
 
