@@ -39,6 +39,7 @@ _MEDIA = re.compile(
     rf"({TOKEN}{{1,16}}(?:/{TOKEN}{{1,16}}){{0,4}}) "
     rf"({TOKEN}{{1,64}}(?: {TOKEN}{{1,64}})*)"
 )
+_WORD = re.compile("[^ ,]+")  # libdatachannel has commas between its options
 _ENCODING = re.compile(f"{TOKEN}{{1,32}}/[0-9]{{1,9}}(?:/[0-9]{{1,3}})?")
 _PARAMETERS = re.compile("[ -~]{1,256}")
 _DIGEST = re.compile("[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2})*")
@@ -217,7 +218,7 @@ def _judge(session: Level, *levels: Level) -> Offer:
         remote=_credentials(transport),
         fingerprints=_fingerprints(transport),
         setup=_setup(transport),
-        trickle=any("trickle" in each.split() for each in _find(transport, "ice-options")),
+        trickle=any("trickle" in _WORD.findall(each) for each in _find(transport, "ice-options")),
         mids=tuple(section.mid for section, _ in answered if section.mid is not None),
         bundle=tuple(section.mid for section, _ in kept if bundle and section.mid is not None),
         sections=tuple(sections),

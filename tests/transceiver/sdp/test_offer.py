@@ -223,6 +223,16 @@ def test_trickle_may_be_the_sessions_or_a_sections(where: str) -> None:
     assert parse(text).trickle
 
 
+@pytest.mark.parametrize("options", ["trickle", "ice2 trickle", "ice2,trickle"])
+def test_trickle_is_found_among_other_options(options: str) -> None:
+    assert parse(GOOD.replace("t=0 0", f"t=0 0\r\na=ice-options:{options}")).trickle
+
+
+@pytest.mark.parametrize("options", ["", "ice2", "trickled"])
+def test_trickle_is_not_found_in_other_options(options: str) -> None:
+    assert not parse(GOOD.replace("t=0 0", f"t=0 0\r\na=ice-options:{options}")).trickle
+
+
 # What is served, and what is refused
 
 
