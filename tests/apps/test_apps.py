@@ -5,6 +5,7 @@ They have an environment of their own, since they pin other versions, and bring 
 
 import asyncio
 import os
+import re
 import secrets
 import subprocess
 import urllib.request
@@ -140,11 +141,11 @@ def test_an_unmodified_application_takes_a_call_through_the_relay(
     with running(program, lab, tmp_path) as url:
         caller = AppCaller(url, "", samples=said, path=path)
         heard, routes = call(lab, maps, caller, said, message)
-        [ufrag] = routes
-        assert f"a=ice-ufrag:{ufrag}" in caller.answer
+        [ufrag] = set(re.findall("^a=ice-ufrag:(.+)$", caller.answer.replace("\r", ""), re.M))
+        assert ufrag in routes
         vips = {f"{host} {port}" for host, port in (lab.vip, lab.vip6)}
         offered = [line for line in caller.answer.splitlines() if line.startswith("a=candidate:")]
         assert {" ".join(line.split()[4:6]) for line in offered} == vips
         assert likeness_of_pieces(said, heard) >= 0.9  # Pipecat may put in a silence
         assert any(reply in str(message) for message in caller.messages), caller.messages
-        eventually("the route is gone", lambda: not ufrags(maps), within=10)
+        eventually("the route is gone", lambda: ufrag not in ufrags(maps), within=10)

@@ -14,7 +14,16 @@ import pytest
 from loader.maps import Maps
 from tests.endtoend.conftest import ufrags
 from tests.endtoend.waiting import eventually
-from tests.speech import RATE, SENTENCE, Samples, from_opus, likeness, speech, to_opus
+from tests.speech import (
+    RATE,
+    SENTENCE,
+    Samples,
+    from_opus,
+    likeness,
+    likeness_of_pieces,
+    speech,
+    to_opus,
+)
 from tools.labstate import Lab
 from tools.netns import run_in
 
@@ -81,9 +90,20 @@ def test_a_call_from_pion(pion: Path, lab: Lab, maps: Maps, tmp_path: Path) -> N
     assert seen["closed"]
     assert seen["remote"] in {f"{host}:{port}" for host, port in (lab.vip, lab.vip6)}
     assert after.to_client.packets - before.to_client.packets >= seen["received"]
-    eventually("nothing is left of it", lambda: not ufrags(maps))
+    eventually("its route is gone", lambda: not {*seen["ufrags"]} & ufrags(maps))
+
+
+def test_pion_trickles_and_restarts_ice_while_it_speaks(
+    pion: Path, lab: Lab, maps: Maps, tmp_path: Path
+) -> None:
+    said = speech(SENTENCE)
+    seen = call(pion, lab, said, tmp_path, "-trickle", "-restart")
+    assert likeness_of_pieces(said, heard(tmp_path)) >= 0.9
+    assert len(seen["ufrags"]) == 2
+    assert seen["closed"]
+    eventually("its routes are gone", lambda: not {*seen["ufrags"]} & ufrags(maps))
 
 
 def test_pion_hangs_up_by_closing(pion: Path, lab: Lab, maps: Maps, tmp_path: Path) -> None:
-    call(pion, lab, speech("Hello."), tmp_path, "-no-delete")
-    eventually("its goodbye has ended the session", lambda: not ufrags(maps))
+    seen = call(pion, lab, speech("Hello."), tmp_path, "-no-delete")
+    eventually("its goodbye has ended it", lambda: not {*seen["ufrags"]} & ufrags(maps))

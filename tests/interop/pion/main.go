@@ -1,6 +1,7 @@
 // A client on Pion, the WebRTC stack in Go: says a file of Opus packets, keeps what it hears as
 // another, sends two messages, hangs up, and prints what it saw as JSON. It fails on what does not
 // come. In the files each packet of 20 ms follows its length in two bytes (as in RFC 4571).
+// Signaling is WHIP (RFC 9725); its fragments are those of RFC 8840.
 package main
 
 import (
@@ -15,6 +16,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/pion/webrtc"
@@ -27,7 +30,14 @@ const (
 	tail     = 5 // frames to listen after the last one
 )
 
+var (
+	credential = regexp.MustCompile(`a=ice-(?:ufrag|pwd):\S+`)
+	ufrag      = regexp.MustCompile(`a=ice-ufrag:(\S+)`)
+	candidate  = regexp.MustCompile(`a=candidate:.+\r\n`)
+)
+
 type report struct {
+	Ufrags   []string `json:"ufrags"`   // the other side's, one and each after a restart
 	Remote   string   `json:"remote"`   // ADDRESS:PORT of the pair in use
 	Messages []string `json:"messages"` // that came back
 	Received int      `json:"received"` // RTP packets
@@ -38,6 +48,8 @@ type call struct {
 	pc       *webrtc.PeerConnection
 	key      string
 	location string
+	tag      string // of the ICE session
+	answer   string
 	states   chan webrtc.PeerConnectionState
 	opened   chan struct{}
 	closed   chan struct{} // the data channel
@@ -50,9 +62,11 @@ func main() {
 	target := flag.String("url", "", "WHIP endpoint")
 	say := flag.String("say", "", "file to say")
 	save := flag.String("save", "", "file to keep what is heard")
+	trickle := flag.Bool("trickle", false, "offer no candidates, and send them later")
+	restart := flag.Bool("restart", false, "restart ICE while speaking")
 	unsaid := flag.Bool("no-delete", false, "only close the peer connection to hang up")
 	flag.Parse()
-	seen, err := place(*target, os.Getenv("SHUNT_API_KEY"), *say, *save, !*unsaid)
+	seen, err := place(*target, *say, *save, how{*trickle, *restart, !*unsaid})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "pion:", err)
 		os.Exit(1)
@@ -62,7 +76,9 @@ func main() {
 	}
 }
 
-func place(target, key, say, save string, hangUp bool) (*report, error) {
+type how struct{ trickle, restart, hangUp bool }
+
+func place(target, say, save string, how how) (*report, error) {
 	pc, err := webrtc.NewPeerConnection(webrtc.Configuration{})
 	if err != nil {
 		return nil, err
@@ -75,7 +91,7 @@ func place(target, key, say, save string, hangUp bool) (*report, error) {
 	defer file.Close()
 	c := &call{
 		pc:       pc,
-		key:      key,
+		key:      os.Getenv("SHUNT_API_KEY"),
 		states:   make(chan webrtc.PeerConnectionState, 16),
 		opened:   make(chan struct{}),
 		closed:   make(chan struct{}, 1),
@@ -87,20 +103,34 @@ func place(target, key, say, save string, hangUp bool) (*report, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.connect(target); err != nil {
+	if err := c.connect(target, how.trickle); err != nil {
 		return nil, err
 	}
-	seen := &report{}
+	seen := &report{Ufrags: []string{ufrag.FindStringSubmatch(c.answer)[1]}}
 	if seen.Messages, err = c.exchange(channel); err != nil {
 		return nil, err
+	}
+	restarted := make(chan error, 1)
+	if how.restart {
+		go func() { restarted <- c.restart() }()
+	} else {
+		restarted <- nil
 	}
 	if err := speak(voice, say); err != nil {
 		return nil, err
 	}
+	if failed, err := await(restarted, "the restart"); err != nil {
+		return nil, err
+	} else if failed != nil {
+		return nil, failed
+	}
+	if now := ufrag.FindStringSubmatch(c.answer)[1]; now != seen.Ufrags[0] {
+		seen.Ufrags = append(seen.Ufrags, now)
+	}
 	if seen.Remote, err = c.remote(); err != nil {
 		return nil, err
 	}
-	if hangUp {
+	if how.hangUp {
 		if seen.Closed, err = c.hangUp(); err != nil {
 			return nil, err
 		}
@@ -159,25 +189,22 @@ func (c *call) prepare() (*webrtc.TrackLocalStaticSample, *webrtc.DataChannel, e
 	return voice, channel, nil
 }
 
-func (c *call) connect(target string) error {
-	offer, err := c.pc.CreateOffer(nil)
+func (c *call) connect(target string, trickle bool) error {
+	offer, err := c.describe(nil)
 	if err != nil {
 		return err
 	}
-	gathered := webrtc.GatheringCompletePromise(c.pc)
-	if err := c.pc.SetLocalDescription(offer); err != nil {
-		return err
+	if trickle {
+		offer = candidate.ReplaceAllString(offer, "")
 	}
-	if _, err := await(gathered, "the candidates"); err != nil {
-		return err
-	}
-	status, body, header, err := c.request(http.MethodPost, target, c.pc.LocalDescription().SDP)
+	status, body, header, err := c.request(http.MethodPost, target, "application/sdp", offer)
 	if err != nil {
 		return err
 	}
 	if status != http.StatusCreated {
 		return fmt.Errorf("the offer got %d: %s", status, body)
 	}
+	c.answer, c.tag = body, header.Get("ETag")
 	base, err := url.Parse(target)
 	if err != nil {
 		return err
@@ -187,9 +214,17 @@ func (c *call) connect(target string) error {
 		return err
 	}
 	c.location = location.String()
-	answer := webrtc.SessionDescription{Type: webrtc.SDPTypeAnswer, SDP: body}
-	if err := c.pc.SetRemoteDescription(answer); err != nil {
+	if err := c.setAnswer(); err != nil {
 		return err
+	}
+	if trickle {
+		status, body, _, err := c.patch()
+		if err != nil {
+			return err
+		}
+		if status != http.StatusNoContent {
+			return fmt.Errorf("the candidates got %d: %s", status, body)
+		}
 	}
 	for {
 		state, err := await(c.states, "the connection")
@@ -203,6 +238,66 @@ func (c *call) connect(target string) error {
 			return fmt.Errorf("the connection is %s", state)
 		}
 	}
+}
+
+// describe makes an offer with all candidates, and sets it.
+func (c *call) describe(options *webrtc.OfferOptions) (string, error) {
+	offer, err := c.pc.CreateOffer(options)
+	if err != nil {
+		return "", err
+	}
+	gathered := webrtc.GatheringCompletePromise(c.pc)
+	if err := c.pc.SetLocalDescription(offer); err != nil {
+		return "", err
+	}
+	_, err = await(gathered, "the candidates")
+	return c.pc.LocalDescription().SDP, err
+}
+
+func (c *call) setAnswer() error {
+	answer := webrtc.SessionDescription{Type: webrtc.SDPTypeAnswer, SDP: c.answer}
+	return c.pc.SetRemoteDescription(answer)
+}
+
+// patch tells our credentials and candidates.
+func (c *call) patch() (int, string, http.Header, error) {
+	local := c.pc.LocalDescription().SDP
+	lines := []string{"a=group:BUNDLE 0 1", "m=audio 9 UDP/TLS/RTP/SAVPF 0", "a=mid:0"}
+	lines = append(lines, credential.FindAllString(local, 2)...)
+	for _, line := range candidate.FindAllString(local, -1) {
+		lines = append(lines, strings.TrimSpace(line))
+	}
+	lines = append(lines, "a=end-of-candidates", "")
+	text := strings.Join(lines, "\r\n")
+	return c.request(http.MethodPatch, c.location, "application/trickle-ice-sdpfrag", text)
+}
+
+// restart does as RFC 9725 section 4.3.3 says; the fragment's credentials take their place in the
+// answer that there is.
+func (c *call) restart() error {
+	if _, err := c.describe(&webrtc.OfferOptions{ICERestart: true}); err != nil {
+		return err
+	}
+	status, body, header, err := c.patch()
+	if err != nil {
+		return err
+	}
+	if status != http.StatusOK {
+		return fmt.Errorf("the restart got %d: %s", status, body)
+	}
+	fresh := credential.FindAllString(body, 2)
+	if len(fresh) != 2 || header.Get("ETag") == c.tag {
+		return fmt.Errorf("no new ICE session in the answer to the restart: %s", body)
+	}
+	c.tag = header.Get("ETag")
+	c.answer = credential.ReplaceAllStringFunc(c.answer, func(old string) string {
+		name, _, _ := strings.Cut(old, ":")
+		if strings.HasPrefix(fresh[0], name) {
+			return fresh[0]
+		}
+		return fresh[1]
+	})
+	return c.setAnswer()
 }
 
 // exchange sends a message of each kind, and returns what came back, in its order.
@@ -273,7 +368,7 @@ func (c *call) remote() (string, error) {
 
 // hangUp tells whether the other side then closed what there was.
 func (c *call) hangUp() (bool, error) {
-	status, body, _, err := c.request(http.MethodDelete, c.location, "")
+	status, body, _, err := c.request(http.MethodDelete, c.location, "", "")
 	if err != nil {
 		return false, err
 	}
@@ -284,13 +379,18 @@ func (c *call) hangUp() (bool, error) {
 	return err == nil, err
 }
 
-func (c *call) request(method, to, body string) (int, string, http.Header, error) {
+func (c *call) request(method, to, kind, body string) (int, string, http.Header, error) {
 	request, err := http.NewRequest(method, to, bytes.NewBufferString(body))
 	if err != nil {
 		return 0, "", nil, err
 	}
 	request.Header.Set("Authorization", "Bearer "+c.key)
-	request.Header.Set("Content-Type", "application/sdp")
+	if kind != "" {
+		request.Header.Set("Content-Type", kind)
+	}
+	if method == http.MethodPatch {
+		request.Header.Set("If-Match", c.tag)
+	}
 	client := http.Client{Timeout: patience}
 	response, err := client.Do(request)
 	if err != nil {
