@@ -7,6 +7,7 @@ what the API refuses. What it is told to do instead (`instead`) it does instead.
 import asyncio
 import base64
 import json
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self
 
@@ -197,7 +198,8 @@ class Served:
 class RealtimeServer:
     """Serves on loopback at `url`; `connections` are all that there have been."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.connections: list[Served] = []
         self.beta = False
         self.answer = 1.0
@@ -222,10 +224,11 @@ class RealtimeServer:
         await self._runner.cleanup()
 
     async def listen(self) -> None:
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, ssl_context=self._tls)
         await site.start()
         (self._port,) = {address[1] for address in self._runner.addresses}
-        self.url = f"ws://127.0.0.1:{self._port}/v1/realtime"
+        scheme = "ws" if self._tls is None else "wss"
+        self.url = f"{scheme}://127.0.0.1:{self._port}/v1/realtime"
 
     async def listen_no_more(self) -> None:
         """Whoever connects is refused by the kernel; connections that are go on."""

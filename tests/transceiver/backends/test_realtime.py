@@ -6,10 +6,12 @@ What is heard of it passes in virtual time.
 import asyncio
 import json
 import logging
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import trustme
 from aiohttp import WSCloseCode, web
 from yarl import URL
 
@@ -513,6 +515,28 @@ async def test_a_refusal_is_not_asked_again(server: RealtimeServer, status: int)
         await until(lambda: client.conversation.ended)
     assert str(status) in str(client.conversation.ended)
     assert server.refused == 1
+
+
+async def test_a_server_that_cannot_prove_who_it_is_gets_nothing() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    async with RealtimeServer(context) as server, client_of(server) as client:
+        await until(lambda: client.conversation.ended)
+        assert server.connections == []
+    assert "does not prove who it is" in str(client.conversation.ended)
+
+
+async def test_the_key_is_not_taken_along_to_another_server(server: RealtimeServer) -> None:
+    async with RealtimeServer() as other:
+        server.refusal = web.Response(
+            status=302, headers={"Location": other.url.replace("ws:", "http:")}
+        )
+        endpoint = Endpoint(url=URL(server.url), headers={"Authorization": "secret"})
+        realtime = Realtime(endpoint, HASTY)
+        realtime.start(FakeConversation())
+        await until(lambda: other.connections)
+        assert "Authorization" not in other.connections[0].headers
+        await realtime.close()
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
