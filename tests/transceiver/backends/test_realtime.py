@@ -580,10 +580,11 @@ async def test_a_server_that_does_nothing_is_left(server: RealtimeServer) -> Non
 
 
 async def test_a_server_with_nothing_to_say_is_not_left(server: RealtimeServer) -> None:
-    async with client_of(server, patience=Patience(silent=0.2)) as client:
+    async with client_of(server, patience=Patience(silent=1.0)) as client:
         await client.told("session.created")
         (served,) = server.connections
-        await until(lambda: served.pings == 10)  # more than twice the silence that is too long
+        # Longer than the silence that is too long.
+        await until(lambda: served.pings >= 6 or len(server.connections) > 1)
         assert server.connections == [served]
         assert client.errors() == []
 
