@@ -158,6 +158,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what the backend is told; may be given several times",
     )
     run.add_argument(
+        "--ice-servers",
+        type=Path,
+        metavar="FILE",
+        help="JSON of the STUN and TURN servers that clients are told of, as browsers have it",
+    )
+    run.add_argument(
         "--drain-limit",
         type=float,
         default=30.0,
@@ -522,6 +528,7 @@ def _option(text: str) -> tuple[str, str]:
 
 def _transceiver_run(arguments: argparse.Namespace) -> int:
     from transceiver import server, signaling, workers
+    from transceiver.signaling import iceservers
 
     rates = {
         "address": arguments.address_rate,
@@ -538,6 +545,7 @@ def _transceiver_run(arguments: argparse.Namespace) -> int:
         capacity=arguments.capacity,
         backend=arguments.backend,
         backend_options=dict(arguments.backend_option),
+        ice_servers=iceservers.read(arguments.ice_servers) if arguments.ice_servers else (),
         drain_limit=arguments.drain_limit,
         request_limits=signaling.Limits(
             proxies=tuple(arguments.trusted_proxy),

@@ -60,6 +60,8 @@ class TransceiverConfig:
     api_key: str = field(default_factory=_key_from_environment, repr=False)
     limits: Limits = field(default_factory=Limits)
     request_limits: signaling.Limits = field(default_factory=signaling.Limits)
+    ice_servers: tuple[signaling.IceServer, ...] = ()
+    """What clients are told of: a TURN server, for those whose networks let no UDP out."""
     drain_limit: float = 30.0
     """Seconds that calls may go on after SIGTERM."""
     ice: IceTiming = field(default_factory=IceTiming)
@@ -149,6 +151,7 @@ class Transceiver:
             dropped=self.shared.dropped,
             limits=config.request_limits,
             placement=self._placement,
+            ice_servers=config.ice_servers,
         )
         self.runner = signaling.Runner(app, config.request_limits)
         await self.runner.setup()

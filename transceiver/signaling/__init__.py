@@ -6,6 +6,7 @@ have in common. What a session is, is `transceiver.session`'s.
 
 from transceiver.signaling.app import make_app
 from transceiver.signaling.calls import Limits, Placement
+from transceiver.signaling.iceservers import IceServer
 from transceiver.signaling.serving import Runner
 
-__all__ = ["Limits", "Placement", "Runner", "make_app"]
+__all__ = ["IceServer", "Limits", "Placement", "Runner", "make_app"]

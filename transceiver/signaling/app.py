@@ -1,6 +1,6 @@
 """The HTTP side of a transceiver, put together: dialects, page, health."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 from aiohttp import web
@@ -13,6 +13,7 @@ from transceiver.signaling import page as files
 from transceiver.signaling.calls import Calls, Limits, Placement
 from transceiver.signaling.forwarding import Directory, Forwarder
 from transceiver.signaling.http import BODY_BYTES, Shape, cors, in_shape
+from transceiver.signaling.iceservers import IceServer
 from transceiver.signaling.keys import Keys, Seal
 from transceiver.signaling.watching import measuring
 
@@ -29,11 +30,13 @@ def make_app(
     dropped: Mapping[str, int],
     limits: Limits | None = None,
     placement: Placement | None = None,
+    ice_servers: Sequence[IceServer] = (),
 ) -> web.Application:
     """The HTTP side of a transceiver, for `web.AppRunner`.
 
     *page* is a folder, read now. *directory* knows where the other transceivers are, *placement*
     which of several had better take a new call. *dropped*: datagrams, by reason, for metrics.
+    *ice_servers*: what clients are told of.
     """
     forwarder = Forwarder(directory, owner=sessions.owner, api_key=api_key)
     calls = Calls(
@@ -71,8 +74,9 @@ def make_app(
     )
     app.cleanup_ctx.append(lifetime)
     app.add_routes(openai.routes(calls))
-    app.add_routes(whip.routes(calls))
-    app.add_routes(pipecat.routes(calls, Seal(api_key, b"pipecat session"), forwarder.is_there))
+    app.add_routes(whip.routes(calls, ice_servers))
+    seal = Seal(api_key, b"pipecat session")
+    app.add_routes(pipecat.routes(calls, seal, forwarder.is_there, ice_servers))
     app.add_routes(watching.routes(sessions, calls, metrics, is_registered))
     app.add_routes(files.routes(page))
     return app

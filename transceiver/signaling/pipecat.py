@@ -9,7 +9,7 @@ here it is in the `sessionId` itself, sealed, so that any transceiver can take w
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -18,8 +18,10 @@ from aiohttp import hdrs, web
 from loader.errors import ShuntError
 from transceiver.sdp.offer import OfferError
 from transceiver.session import Session, UnavailableError
+from transceiver.signaling import iceservers
 from transceiver.signaling.calls import Calls, Elsewhere, refusal_of
 from transceiver.signaling.http import Refused, preflight, read_json
+from transceiver.signaling.iceservers import IceServer
 from transceiver.signaling.keys import Asker, Seal, TooLarge
 
 __all__ = ["PREFIXES", "refusal", "routes"]
@@ -43,10 +45,13 @@ def refusal(refused: Refused) -> web.Response:
 IsThere = Callable[[str], Awaitable[bool]]
 
 
-def routes(calls: Calls, seal: Seal, is_there: IsThere) -> list[web.RouteDef]:
+def routes(
+    calls: Calls, seal: Seal, is_there: IsThere, ice_servers: Sequence[IceServer] = ()
+) -> list[web.RouteDef]:
     """What this dialect serves. *seal*: makes and reads session ids of `/start`. *is_there*:
-    whether there is a transceiver of that id, to which requests can be handed on."""
-    dialect = _Pipecat(calls, seal, is_there)
+    whether there is a transceiver of that id, to which requests can be handed on. *ice_servers*:
+    what clients of `/start` are told of, if they ask."""
+    dialect = _Pipecat(calls, seal, is_there, ice_servers)
     return [
         web.post(START, dialect.start),
         web.options(START, preflight),
@@ -89,10 +94,13 @@ class _Start(msgspec.Struct):
 
 
 class _Pipecat:
-    def __init__(self, calls: Calls, seal: Seal, is_there: IsThere) -> None:
+    def __init__(
+        self, calls: Calls, seal: Seal, is_there: IsThere, ice_servers: Sequence[IceServer]
+    ) -> None:
         self._calls = calls
         self._seal = seal
         self._is_there = is_there
+        self._ice_servers = iceservers.to_json(ice_servers)
 
     async def start(self, request: web.Request) -> web.Response:
         self._calls.asker(request)
@@ -105,7 +113,7 @@ class _Pipecat:
             raise Refused(413, str(error)) from error
         told: dict[str, object] = {"sessionId": session}
         if asked.enable_default_ice_servers:
-            told["iceConfig"] = {"iceServers": []}  # none are needed
+            told["iceConfig"] = {"iceServers": self._ice_servers}
         return web.json_response(told, headers={hdrs.CACHE_CONTROL: "no-store"})
 
     async def negotiate(self, request: web.Request) -> web.Response:

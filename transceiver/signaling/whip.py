@@ -4,11 +4,12 @@ An offer by POST, candidates and ICE restarts by PATCH of the session's URL (RFC
 DELETE. Candidates are read for form's sake: where a client is, its checks tell.
 
 Two things are as they are because the endpoint serves voice. The answer has the client's audio both
-ways, though WHIP's clients only send; and video rests in the answer, and is not refused with it all
-(section 4.4.3 has that as SHOULD NOT), so that an encoder that cannot leave it out is heard. No
-Link is sent: there are no ICE servers to be used, and no extensions.
+ways, though WHIP's clients only send; and video is inactive in the answer, not the offer refused
+(section 4.4.3 has that as SHOULD NOT), so that an encoder that cannot leave it out is heard. Link
+names the operator's ICE servers, if there are any; extensions there are none.
 """
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import msgspec
@@ -18,8 +19,10 @@ from loader.errors import ShuntError
 from transceiver.sdp import fragment
 from transceiver.sdp.fragment import FragmentError
 from transceiver.session import Session, UnavailableError
+from transceiver.signaling import iceservers
 from transceiver.signaling.calls import Calls, refusal_of
 from transceiver.signaling.http import Handler, Refused, accepts, read_text
+from transceiver.signaling.iceservers import IceServer
 from transceiver.timeline import Moment
 
 __all__ = ["ENDPOINT", "refusal", "routes"]
@@ -47,9 +50,9 @@ def refusal(refused: Refused) -> web.Response:
     )
 
 
-def routes(calls: Calls) -> list[web.RouteDef]:
+def routes(calls: Calls, ice_servers: Sequence[IceServer] = ()) -> list[web.RouteDef]:
     """What this dialect serves; all other methods are reserved (sections 4.2 and 4.3)."""
-    dialect = _Whip(calls)
+    dialect = _Whip(calls, iceservers.links(ice_servers))
     return [
         web.post(ENDPOINT, dialect.create),
         web.options(ENDPOINT, _tell_endpoint),
@@ -62,8 +65,9 @@ def routes(calls: Calls) -> list[web.RouteDef]:
 
 
 class _Whip:
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, links: str) -> None:
         self._calls = calls
+        self._links = {hdrs.LINK: links} if links else {}
 
     async def create(self, request: web.Request) -> web.Response:
         asker = self._calls.asker(request)
@@ -76,7 +80,11 @@ class _Whip:
             status=201,
             text=session.answer,
             content_type=SDP,
-            headers={hdrs.LOCATION: f"{ENDPOINT}/{session.id}", hdrs.ETAG: session.etag},
+            headers={
+                hdrs.LOCATION: f"{ENDPOINT}/{session.id}",
+                hdrs.ETAG: session.etag,
+                **self._links,
+            },
         )
 
     async def patch(self, request: web.Request) -> web.Response:
