@@ -1,6 +1,7 @@
 """What all tests share: a cache of compiled programs, and the lab, for every test that needs real
 namespaces, an agent and transceivers."""
 
+import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Each lane of the suite (pytest-xdist's workers), or the one process that there is."""
     if config.getoption("numprocesses", None) is None or hasattr(config, "workerinput"):
         isolate()
+
+
+_SESSION_ID = re.compile(r"rtc_[A-Za-z0-9_-]{22}")
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Session ids are random, and the names of tests must be the same in every lane."""
+    if isinstance(val, str) and _SESSION_ID.search(val):
+        return _SESSION_ID.sub("rtc_", val)
+    return None
 
 
 @pytest.hookimpl(wrapper=True)
