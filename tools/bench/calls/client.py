@@ -88,6 +88,8 @@ class Call:
         self.outgoing: list[bytes] = []
         """What is to be sent and was not taken yet; media is not among it."""
         self.farewell: list[bytes] = []
+        self.nominates = True
+        """Whether its checks say USE-CANDIDATE."""
         self._certificate = certificate
         self._local = Credentials.fresh()
         self._packets = packets
@@ -112,7 +114,7 @@ class Call:
         self._is_client = not answer.is_active
         if answer.is_active:  # its hello may come before its answer to our check
             self._dtls.start(now)
-        self._check(now)
+        self.check(now)
 
     def receive(self, data: bytes, now: float) -> None:
         """A datagram has come."""
@@ -132,7 +134,7 @@ class Call:
         if self.state in (State.POSTING, State.CLOSED):
             return
         if now >= self._check_at:
-            self._check(now)
+            self.check(now)
         due = self._dtls.next_deadline()
         if due is not None and now >= due:
             self._dtls.poll(now)
@@ -184,7 +186,8 @@ class Call:
                     self._dtls.start(now)
                 self._follow_dtls(now)
 
-    def _check(self, now: float) -> None:
+    def check(self, now: float) -> None:
+        """Check the path now, and not when that is due."""
         transaction = secrets.token_bytes(12)
         self._transactions.add(transaction)
         self.outgoing.append(
@@ -194,7 +197,7 @@ class Call:
                 password=self._remote.password,
                 priority=_PRIORITY,
                 controlling=1,
-                use_candidate=True,
+                use_candidate=self.nominates,
             )
         )
         first = self.state is State.CHECKING
