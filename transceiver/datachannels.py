@@ -73,6 +73,17 @@ MAX_QUEUED = 1024
 LONGEST_LABEL = 1024
 """Bytes of a channel's label and protocol together."""
 
+RTO_INITIAL = 1.0
+"""Seconds before a first repetition (RFC 9260 section 16); aiortc has the 3 s of RFC 4960."""
+
+RTO_LEAST = 0.4
+RTO_LEAST_VARIANCE = 0.22
+RTO_MOST = 3.0
+"""Seconds, as libwebrtc has them. The RFC's 1 s and 60 s are for bulk. Here an event of a
+conversation may be lost by itself, with none behind it to tell by; and a client that was away for a
+while, as one that roams, is to hear of what it missed as soon as it is back. A peer may delay its
+acknowledgements by 200 ms (section 6.2), which must not look like a loss."""
+
 CHUNKS_PER_SECOND = 1000
 CHUNKS_AT_ONCE = 2000
 """One of the longest messages is 230, or 700 if its first chunk is lost."""
@@ -257,6 +268,7 @@ class _Association(RTCSctpTransport):
         self._inbound_streams_max = MAX_STREAMS
         self._outbound_streams_count = MAX_STREAMS
         self._advertised_rwnd = WINDOW
+        self._rto = RTO_INITIAL
         self._owner = owner
         self._has_ended = False
         self._tokens = float(CHUNKS_AT_ONCE)
@@ -300,6 +312,16 @@ class _Association(RTCSctpTransport):
         super()._set_state(state)
         if state is self.State.CLOSED:
             self.end("the peer does not answer")
+
+    def _update_rto(self, round_trip: float) -> None:
+        super()._update_rto(round_trip)
+        assert self._srtt is not None
+        assert self._rttvar is not None
+        self._rto = max(RTO_LEAST, self._srtt + max(4 * self._rttvar, RTO_LEAST_VARIANCE))
+
+    def _t3_expired(self) -> None:
+        super()._t3_expired()
+        self._rto = min(2 * self._rto, RTO_MOST)  # RFC 9260 section 6.3.3, rule E2
 
     async def _handle_data(self, data: bytes) -> None:
         if self._association_state is self.State.CLOSED:

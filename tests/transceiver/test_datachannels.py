@@ -3,6 +3,7 @@ peer that means harm."""
 
 import asyncio
 import contextlib
+import itertools
 import random
 import selectors
 import struct
@@ -239,6 +240,47 @@ def test_a_bad_network_changes_nothing_but_the_time_it_takes(seed: int) -> None:
             await until(lambda message=message: network.ours.send("chat", message))  # type: ignore[misc]
         await until(lambda: len(network.heard) == len(network.messages()) == 100)
         assert network.messages() == network.heard == sent
+        await network.stop()
+
+    run(main)
+
+
+def test_a_message_that_was_lost_by_itself_comes_within_half_a_second() -> None:
+    async def main() -> None:
+        network = Network()
+        await network.start()
+        channel = network.open()
+        await until(lambda: channel.readyState == "open")
+        network.ours.send("chat", "the first, for the round trip")
+        await until(lambda: network.heard)
+        network.heard.clear()
+        network.loss = 1.0
+        network.ours.send("chat", "lost")
+        await asyncio.sleep(0.01)
+        network.loss = 0.0
+        await asyncio.sleep(0.5)
+        assert network.heard == ["lost"]
+        await network.stop()
+
+    run(main)
+
+
+def test_a_path_that_is_gone_is_asked_less_often_but_every_three_seconds() -> None:
+    async def main() -> None:
+        network = Network()
+        await network.start()
+        channel = network.open()
+        await until(lambda: channel.readyState == "open")
+        network.loss = 1.0
+        clock = asyncio.get_running_loop().time
+        times: list[float] = []
+        network.ours._transport.transmit = lambda data: times.append(clock())
+        network.ours.send("chat", "anybody there?")
+        await asyncio.sleep(60)
+        waits = [round(later - earlier, 3) for earlier, later in itertools.pairwise(times)]
+        assert waits == sorted(waits)
+        assert waits[0] < 1.5
+        assert waits[-1] == 3
         await network.stop()
 
     run(main)
