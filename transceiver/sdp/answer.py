@@ -159,10 +159,14 @@ def _inactive(section: Section) -> str:
 
 
 def candidates(vips: Sequence[Address]) -> list[str]:
-    """The VIPs as host candidates, "candidate:…", the preferred one first."""
+    """The VIPs as host candidates, "candidate:…", the preferred one with the highest priority.
+
+    IPv4 stands first, whatever the priorities: FFmpeg takes the first line, and no other.
+    """
+    numbered = sorted(enumerate(by_preference(vips)), key=lambda each: ":" in each[1][0])
     return [
         f"candidate:{index} 1 udp {_HOST_PRIORITY | (65535 - index) << 8} {host} {port} typ host"
-        for index, (host, port) in enumerate(by_preference(vips))
+        for index, (host, port) in numbered
     ]
 
 

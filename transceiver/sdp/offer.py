@@ -257,10 +257,9 @@ def _bundles(session: Level, level_of: Mapping[str, Level]) -> dict[str, tuple[s
         semantics, *mids = group.split() or [""]
         if semantics != "BUNDLE":
             continue
-        bundle = tuple(mids)
+        # FFmpeg bundles "0 1" always, also where it has audio alone.
+        bundle = tuple(mid for mid in mids if mid in level_of)
         for mid in bundle:
-            if mid not in level_of:
-                raise OfferError("a=group:BUNDLE names an a=mid that there is not")
             if mid in found:
                 raise OfferError("a=group:BUNDLE names an a=mid twice")
             found[mid] = bundle

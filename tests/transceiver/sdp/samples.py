@@ -86,8 +86,8 @@ TRANSPORT_OF_OURS = {
     f"a=fingerprint:sha-256 {LOCAL.fingerprint}",
 }
 CANDIDATES = [
-    "a=candidate:0 1 udp 2130706431 2001:db8:18::1 3478 typ host",
     "a=candidate:1 1 udp 2130706175 198.18.0.1 3478 typ host",
+    "a=candidate:0 1 udp 2130706431 2001:db8:18::1 3478 typ host",
     "a=end-of-candidates",
 ]
 

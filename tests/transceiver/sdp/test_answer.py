@@ -172,8 +172,13 @@ def test_a_vip_of_ipv6_alone_is_the_default_destination() -> None:
 def test_ipv6_is_preferred_and_the_families_take_turns() -> None:
     vips = [("192.0.2.1", 1), ("192.0.2.2", 2), ("2001:db8::1", 3), ("2001:db8::2", 4)]
     assert [port for _, port in by_preference(vips)] == [3, 1, 4, 2]
-    priorities = [int(candidate.split()[3]) for candidate in candidates(vips)]
-    assert priorities == sorted(set(priorities), reverse=True)
+    ports = {int(candidate.split()[3]): candidate.split()[5] for candidate in candidates(vips)}
+    assert [ports[priority] for priority in sorted(ports, reverse=True)] == ["3", "1", "4", "2"]
+
+
+def test_ipv4_is_written_first_for_who_reads_one_line() -> None:
+    vips = [("2001:db8::1", 3), ("192.0.2.1", 1), ("192.0.2.2", 2)]
+    assert [candidate.split()[5] for candidate in candidates(vips)] == ["1", "2", "3"]
 
 
 def test_video_in_the_bundle_is_answered_as_inactive() -> None:

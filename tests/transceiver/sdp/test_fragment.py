@@ -70,8 +70,8 @@ def test_an_answer_to_a_restart_is_read_back() -> None:
         "a=mid:0",
         "a=ice-ufrag:EsAw",
         "a=ice-pwd:P2uYro0UCOQ4zxjKXaWCBui1",
-        "a=candidate:0 1 udp 2130706431 2001:db8:18::1 3478 typ host",
         "a=candidate:1 1 udp 2130706175 198.18.0.1 3478 typ host",
+        "a=candidate:0 1 udp 2130706431 2001:db8:18::1 3478 typ host",
         "a=end-of-candidates",
         "",
     ]

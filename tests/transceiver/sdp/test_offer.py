@@ -268,6 +268,7 @@ SERVED = {
         "Section Data",
     ),
     "a kind that nobody knows": (offer(NEW_KIND, AUDIO, bundle=None), "Section Audio"),
+    "a group with mids that there are not": (offer(AUDIO, bundle="0 1"), "Audio"),
     "an empty group": (offer(AUDIO, bundle=""), "Audio"),
     "other groups": (GOOD.replace("t=0 0", "t=0 0\r\na=group:LS 0 1"), "Audio Data"),
 }
@@ -295,6 +296,7 @@ UNSUPPORTED = {
         "BUNDLE 0", "BUNDLE 0\r\na=group:BUNDLE 1"
     ),
     "policy max-bundle": UNBUNDLED,
+    "not in one a=group:BUNDLE,": offer(without(AUDIO, "a=mid"), DATA),
     "one transport": offer(without(AUDIO, "a=mid"), without(DATA, "a=mid"), bundle=None),
     "no a=fingerprint of sha-256": GOOD.replace("sha-256", "md5"),
 }
@@ -323,7 +325,6 @@ BAD = {
     r"has a malformed m= line": GOOD.replace("m=audio 9", "m=audio 65536"),
     "no valid a=mid": GOOD.replace("a=mid:0", "a=mid:" + "0" * 65),
     "have the same a=mid": GOOD.replace("a=mid:1", "a=mid:0"),
-    "names an a=mid that there is not": offer(without(AUDIO, "a=mid"), DATA),
     "names an a=mid twice": offer(AUDIO, DATA, bundle="0 1 0"),
     "mid twice": offer(AUDIO, DATA).replace("BUNDLE 0 1", "BUNDLE 0 1\r\na=group:BUNDLE 1 0"),
     "no valid a=ice-ufrag": GOOD.replace("ufrag:abcd", "ufrag:ab-d"),
