@@ -428,7 +428,8 @@ class AudioReceiver:
             fraction = min(1.0, lost_lately / expected_lately)
         last, delay = 0, 0.0
         if self._sender_report is not None:
-            last, delay = self._sender_report[0], now - self._sender_report[1]
+            # What is reported is of a tick's due time, and a report may have come after that.
+            last, delay = self._sender_report[0], max(0.0, now - self._sender_report[1])
         return ReportBlock(
             ssrc=self.ssrc,
             fraction_lost=fraction,

@@ -229,7 +229,7 @@ def _built_blocks(blocks: tuple[ReportBlock, ...]) -> bytes:
             block.highest,
             block.jitter & 0xFFFFFFFF,
             block.last_report,
-            min(0xFFFFFFFF, int(block.delay * 65536)),
+            max(0, min(0xFFFFFFFF, int(block.delay * 65536))),
         )
         for block in blocks
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.transceiver.media.speech import level
 from tests.transceiver.media.stream import FRAME, SSRC, Heard, packet, payloads
-from transceiver.media import opus, rtp
+from transceiver.media import opus, rtcp, rtp
 from transceiver.media.receiver import AudioReceiver
 
 DTX = b"\x08"  # SILK, 20 ms, a header alone
@@ -725,6 +725,18 @@ def test_a_report_refers_to_the_last_one_of_the_sender() -> None:
     assert report.delay == pytest.approx(1.5)
 
 
+def test_a_sender_report_that_came_after_the_tick_was_due_is_reported_as_just_now() -> None:
+    heard = Heard()
+    heard.get(packet(0))
+    heard.receiver.sender_reported(0x1122334455667788, heard.now + 0.003)
+
+    report = heard.receiver.report_block(heard.now)
+
+    assert report is not None
+    assert report.delay == 0
+    assert rtcp.parse(rtcp.build([rtcp.ReceiverReport(1, (report,))]))
+
+
 # Whatever comes.
 
 
@@ -784,6 +796,8 @@ def test_any_packets_at_all_are_contiguous_and_bounded(
     heard.wait(0.2)
 
     assert heard.end / 24000 <= 1.25 * (heard.now - start) + 22
+    if (report := heard.receiver.report_block(heard.now)) is not None:
+        assert rtcp.parse(rtcp.build([rtcp.ReceiverReport(1, (report,))]))
 
 
 @given(st.lists(st.tuples(st.binary(max_size=60), st.floats(0, 0.1)), max_size=30))
