@@ -3,18 +3,22 @@
 import base64
 import io
 from collections.abc import AsyncIterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from loader.maps import Maps
 from tests.endtoend.conftest import ufrags
 from tests.endtoend.waiting import eventually
 from tests.interop.firefox import HUM, Firefox, firefox_in
+from tests.interop.whip import SCRIPT, moved
 from tests.speech import RATE, Samples, read
+from tools import lab as labs
 from tools.labstate import Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 UNTIL = """
     const until = async (what, holds) => {
@@ -61,18 +65,20 @@ REMOTE = """
 """
 
 
-@pytest.fixture
-async def firefox(lab: Lab, tmp_path: Path) -> AsyncIterator[Firefox]:
-    """Firefox in the client's namespace, its page in a call with x1 that is connected."""
-    origin = lab.transceivers[0].http
-    host = urlsplit(origin).hostname
-    assert host is not None
-    async with firefox_in(lab.client_namespace, scratch=tmp_path, host=host) as firefox:
-        await firefox.open(f"{origin}/#key={lab.api_key}")
-        await firefox.run('document.getElementById("call").click();')
-        await firefox.run(
-            UNTIL + 'await until("connected", () => document.body.dataset.state === "connected");'
-        )
+@pytest.fixture(scope="module")
+def first_lab(lab_to_ourselves: None) -> Lab:
+    """As `lab`, which is asked for by each test besides."""
+    return labs.up()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def firefox(
+    first_lab: Lab, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Firefox]:
+    """Firefox in the client's namespace, once for all tests here: it takes long to start."""
+    host = str(urlsplit(first_lab.transceivers[0].http).hostname)
+    scratch = tmp_path_factory.mktemp("firefox")
+    async with firefox_in(first_lab.client_namespace, scratch=scratch, host=host) as firefox:
         yield firefox
 
 
@@ -84,7 +90,10 @@ def pitch(samples: Samples) -> tuple[float, float]:
     return peak * RATE / len(samples), float(near.sum() / power.sum())
 
 
-async def test_a_call_from_firefox(firefox: Firefox, lab: Lab, maps: Maps) -> None:
+async def test_a_call_from_the_page(firefox: Firefox, lab: Lab, maps: Maps) -> None:
+    await firefox.open(f"{lab.transceivers[0].http}/#key={lab.api_key}")
+    await firefox.run(UNTIL + CALL)
+
     recorded = base64.b64decode(await firefox.run(RECORD, seconds=2.0))
     frequency, purity = pitch(read(io.BytesIO(recorded))[-RATE // 2 :])
     assert frequency == pytest.approx(HUM, abs=5)
@@ -100,3 +109,15 @@ async def test_a_call_from_firefox(firefox: Firefox, lab: Lab, maps: Maps) -> No
     await firefox.run('document.getElementById("hang-up").click();')
     eventually("its route is gone", lambda: ufrag not in ufrags(maps))
     assert await firefox.run("return document.body.dataset.state;") == "ended"
+
+
+async def test_ice_is_restarted_during_a_call(firefox: Firefox, lab: Lab, maps: Maps) -> None:
+    origin = lab.transceivers[0].http
+    await firefox.open(origin)
+    await firefox.run(SCRIPT)
+    old = await firefox.run("return whip.call(url, key);", url=f"{origin}/whip", key=lab.api_key)
+    assert await firefox.run('return whip.talk("before");') == "before"
+    new = await firefox.run("return whip.restart();")
+    with moved(maps, old, new):
+        assert await firefox.run('return whip.talk("after");') == "after"
+        await firefox.run("await whip.hangUp();")
