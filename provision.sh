@@ -116,8 +116,16 @@ venv_is_ready() {
 	return 1
 }
 
+# The clients that signaling is tried with. npm comes with Node.js, and not with Debian's, whose npm
+# is 400 packages more: where there is none, those tests say so and are skipped.
+clients=$root/tests/browser/clients
+clients_are_ready() {
+	[ "$set_name" = test ] && [ -r "$clients/package-lock.json" ] && command -v npm >/dev/null || return 0
+	cmp -s "$clients/package-lock.json" "$clients/node_modules/.shunt-lock"
+}
+
 missing_packages
-if [ -z "$missing" ] && venv_is_ready; then
+if [ -z "$missing" ] && venv_is_ready && clients_are_ready; then
 	exit 0
 fi
 
@@ -184,5 +192,13 @@ if ! venv_is_ready; then
 	echo "$root" >"$site/shunt.pth"
 	want_stamp >"$venv/shunt-$set_name.stamp.new"
 	mv "$venv/shunt-$set_name.stamp.new" "$venv/shunt-$set_name.stamp"
+fi
+
+if ! clients_are_ready; then
+	say "installing the JavaScript clients in $clients"
+	# No script of theirs is run; what they are is in the lock, by hash.
+	logged npm ci --prefix "$clients" --ignore-scripts --no-audit --no-fund ||
+		fail_with_log "npm could not install $clients." "Check the network, then repeat."
+	cp "$clients/package-lock.json" "$clients/node_modules/.shunt-lock"
 fi
 rm -f "$log"

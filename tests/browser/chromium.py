@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-__all__ = ["browser_in"]
+__all__ = ["ARGUMENTS", "browser_in", "find_chromium"]
 
 ARGUMENTS = (
     "--no-sandbox",  # the tests are root
@@ -33,7 +33,7 @@ def browser_in(namespace: str, *, scratch: Path, origin: str) -> Iterator[Browse
     outside the namespace (they talk through a pipe).
     """
     start = scratch / "chromium"
-    command = shlex.join(["nsenter", f"--net=/run/netns/{namespace}", _chromium()])
+    command = shlex.join(["nsenter", f"--net=/run/netns/{namespace}", find_chromium()])
     start.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     start.chmod(0o700)
     with sync_playwright() as playwright:
@@ -47,7 +47,7 @@ def browser_in(namespace: str, *, scratch: Path, origin: str) -> Iterator[Browse
             browser.close()
 
 
-def _chromium() -> str:
+def find_chromium() -> str:
     found = shutil.which("chromium")
     if found and not found.startswith("/snap/"):
         return found
