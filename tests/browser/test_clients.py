@@ -120,9 +120,11 @@ async def test_whips_own_client_trickles_restarts_and_ends(calls: Calls, agent: 
 @pytest.mark.parametrize("how", ["connect", "start"])
 async def test_pipecats_client_connects_restarts_and_begins_anew(calls: Calls, how: str) -> None:
     told = await calls.place("pipecat", calls.echoing, how)
-    assert {status for _, _, status in told["made"]} == {200}
-    offers = [path for method, path, _ in told["made"] if path.endswith("/api/offer")]
-    assert len(offers) >= 3
+    posted = [status for method, _, status in told["made"] if method == "POST"]
+    assert posted == [200] * (3 + (how == "start"))
+    # Candidates that were gathered for the first session may come when it is over.
+    told_by_patch = {status for method, _, status in told["made"] if method == "PATCH"}
+    assert told_by_patch in ({200}, {200, 410})
     assert told["same"], "an ICE restart is no new session"
     assert not told["errors"]
 
