@@ -345,7 +345,7 @@ class Dtls:
             return epoch == 1 and _CHANGE_CIPHER_SPEC <= kind <= _DATA
         if epoch == 1:
             self._ahead += 1
-            return kind == _HANDSHAKE and self._ahead <= MOST_AHEAD
+            return _ALERT <= kind <= _DATA and self._ahead <= MOST_AHEAD
         if epoch or not body:
             return False
         if kind == _ALERT:

@@ -177,6 +177,20 @@ def test_two_records_of_data_in_a_datagram_are_two_data() -> None:
     assert other.take_data() == [b"one", b"two"]
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_data_right_behind_the_handshake_is_not_lost(together: bool) -> None:
+    one, other = started()
+    deliver(one.take_datagrams(), other)
+    deliver(other.take_datagrams(), one)
+    deliver(one.take_datagrams(), other)
+    other.send(b"first")
+    sent = other.take_datagrams()
+    assert len(sent) == 2
+    deliver([b"".join(sent)] if together else sent, one)
+    assert one.state is DtlsState.CONNECTED
+    assert one.take_data() == [b"first"]
+
+
 def test_datagrams_of_the_handshake_fit_the_mtu() -> None:
     key = rsa.generate_private_key(65537, 4096)  # a certificate that needs two datagrams
     certificate, _ = self_made(key)
