@@ -1,6 +1,7 @@
 """Applications of aiortc that know nothing of Shunt, behind the lab's relay (docs/aiortc-apps.md).
 
-They have an environment of their own, since they pin other versions, and bring a lot with them.
+Pipecat and FastRTC have an environment of their own, since they pin other versions, and bring a lot
+with them.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import os
 import re
 import secrets
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,24 +34,39 @@ from tools.topology import HTTP_PORT
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
-PYTHON = ROOT / ".venv-apps/bin/python"
+APPS_PYTHON = ROOT / ".venv-apps/bin/python"
 HOST = "198.18.1.100"  # in x1's namespace, since the relay host forwards one TCP port alone
 UDP_PORT = 40000
 START_S = 60.0
 
-pytestmark = [
-    pytest.mark.skipif(not PYTHON.exists(), reason="./provision.sh apps has not been run"),
-    pytest.mark.timeout(240),
-]
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A program, where it takes offers, and what it has for a message."""
+
+    program: str
+    path: str
+    message: str
+    reply: str
+    python: Path = APPS_PYTHON
+
+
+PLAIN = App("plain_app", "/offer", "hello", "hello", Path(sys.executable))
+PIPECAT = App("pipecat_bot", "/api/offer", '{"label": "rtvi-ai", "type": "hi"}', '"type": "hi"')
+FASTRTC = App("fastrtc_app", "/webrtc/offer", "hello", "Server received: hello")
+
+installed = pytest.mark.skipif(
+    not APPS_PYTHON.exists(), reason="./provision.sh apps has not been run"
+)
 
 
 @contextmanager
-def running(program: str, lab: Lab, scratch: Path) -> Iterator[str]:
+def running(app: App, lab: Lab, scratch: Path) -> Iterator[str]:
     """The program beside transceiver x1, run by the command that installs Shunt; its URL."""
     place = lab.transceivers[0]
-    command = [*UNPRIVILEGED, str(PYTHON), "-m", "transceiver.aiortc", "--id", program]
+    command = [*UNPRIVILEGED, str(app.python), "-m", "transceiver.aiortc", "--id", app.program]
     command += ["--udp", f"{HOST}:{UDP_PORT}", "--agent", lab.agent_socket]
-    command += [str(PROGRAMS / f"{program}.py")]
+    command += [str(PROGRAMS / f"{app.program}.py")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HOST": HOST, "PORT": str(HTTP_PORT)}
     # None of them has a network to call home by.
     environment |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
@@ -80,7 +97,7 @@ def running(program: str, lab: Lab, scratch: Path) -> Iterator[str]:
 
     try:
         eventually(
-            f"{program} answers", partial(run_in, lab.client_namespace, answers), within=START_S
+            f"{app.program} answers", partial(run_in, lab.client_namespace, answers), within=START_S
         )
         yield url
     except BaseException:
@@ -126,26 +143,27 @@ def call(
     return caller.audio, routes
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    ("program", "path", "message", "reply"),
+    "app",
     [
-        ("pipecat_bot", "/api/offer", '{"label": "rtvi-ai", "type": "hi"}', '"type": "hi"'),
-        ("fastrtc_app", "/webrtc/offer", "hello", "Server received: hello"),
+        pytest.param(PLAIN, id="plain"),
+        pytest.param(PIPECAT, id="pipecat", marks=installed),
+        pytest.param(FASTRTC, id="fastrtc", marks=installed),
     ],
-    ids=["pipecat", "fastrtc"],
 )
 def test_an_unmodified_application_takes_a_call_through_the_relay(
-    program: str, path: str, message: str, reply: str, lab: Lab, maps: Maps, tmp_path: Path
+    app: App, lab: Lab, maps: Maps, tmp_path: Path
 ) -> None:
     said = speech(SENTENCE)
-    with running(program, lab, tmp_path) as url:
-        caller = AppCaller(url, "", samples=said, path=path)
-        heard, routes = call(lab, maps, caller, said, message)
+    with running(app, lab, tmp_path) as url:
+        caller = AppCaller(url, "", samples=said, path=app.path)
+        heard, routes = call(lab, maps, caller, said, app.message)
         [ufrag] = set(re.findall("^a=ice-ufrag:(.+)$", caller.answer.replace("\r", ""), re.M))
         assert ufrag in routes
         vips = {f"{host} {port}" for host, port in (lab.vip, lab.vip6)}
         offered = [line for line in caller.answer.splitlines() if line.startswith("a=candidate:")]
         assert {" ".join(line.split()[4:6]) for line in offered} == vips
         assert likeness_of_pieces(said, heard) >= 0.9  # Pipecat may put in a silence
-        assert any(reply in str(message) for message in caller.messages), caller.messages
+        assert any(app.reply in str(message) for message in caller.messages), caller.messages
         eventually("the route is gone", lambda: ufrag not in ufrags(maps), within=10)
