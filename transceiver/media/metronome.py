@@ -20,6 +20,7 @@ _PHASES = 10
 _CAUGHT_UP = 3  # ticks
 _BEHIND, _IN_PACE = 0.010, 0.004  # s of lateness: half a frame; what a loop under load is used to
 _SMOOTHED = 1.0  # s, over which lateness is averaged
+_ASKED = 0.1  # s from asking for the thread's time to asking again: that is a slow system call
 
 
 class Timer(Protocol):
@@ -69,6 +70,7 @@ class Metronome:
         self._loop = loop
         self._cpu = cpu
         self._ran_at = 0.0
+        self._asked_at = 0.0
         self._used = 0.0
         self._closed = False
         self._phases: list[dict[Handle, None]] = [{} for _ in range(_PHASES)]
@@ -88,7 +90,7 @@ class Metronome:
         handle = Handle(members, tick)
         members[handle] = None
         if self._timer is None:
-            self._ran_at = self._loop.time()
+            self._ran_at = self._asked_at = self._loop.time()
             self._used = self._cpu()
             self._next = self._step(self._ran_at) + 1
             self._arm()
@@ -127,14 +129,17 @@ class Metronome:
 
     def _measure(self, now: float) -> None:
         """Steps were due since `_next`, and come now."""
-        elapsed, used = now - self._ran_at, self._cpu()
+        elapsed = now - self._ran_at
         if elapsed <= 0:
             return
-        weight = 1 - math.exp(-elapsed / _SMOOTHED)
-        self.share += weight * ((used - self._used) / elapsed - self.share)
-        self._ran_at, self._used = now, used
-        self.lateness += weight * (max(0.0, now - self._time(self._next)) - self.lateness)
+        self._ran_at = now
+        late = max(0.0, now - self._time(self._next))
+        self.lateness += _weight(elapsed) * (late - self.lateness)
         self.is_behind = self.lateness > (_IN_PACE if self.is_behind else _BEHIND)
+        if now - self._asked_at >= _ASKED:
+            elapsed, used = now - self._asked_at, self._cpu()
+            self.share += _weight(elapsed) * ((used - self._used) / elapsed - self.share)
+            self._asked_at, self._used = now, used
 
     def _run(self) -> None:
         """All steps that are due."""
@@ -162,3 +167,8 @@ class Metronome:
         finally:
             if due:  # a member has raised: the others have their turn as soon as that is told
                 self._loop.call_at(self._loop.time(), self._call)
+
+
+def _weight(seconds: float) -> float:
+    """Of what held for so long, in an average over `_SMOOTHED`."""
+    return 1 - math.exp(-seconds / _SMOOTHED)

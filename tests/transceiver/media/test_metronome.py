@@ -319,3 +319,19 @@ def test_the_share_is_what_the_thread_has_used_of_late(loop: FakeLoop) -> None:
     for _ in range(500):
         loop.run(0.02)
     assert metronome.share == pytest.approx(0.0, abs=0.02)
+
+
+def test_the_thread_is_asked_for_its_time_ten_times_a_second_at_most(loop: FakeLoop) -> None:
+    asked: list[float] = []
+
+    def cpu() -> float:
+        asked.append(loop.now)
+        return 0.0
+
+    metronome = Metronome(loop, cpu=cpu)
+    for _ in range(100):
+        metronome.add(lambda at: None)
+
+    loop.run(10.0)
+
+    assert 90 <= len(asked) <= 101
