@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import PayloadEncodingError
 
 __all__ = [
     "BODY_BYTES",
@@ -122,6 +123,8 @@ async def read_body(request: web.Request, *, what: str = "the body") -> bytes:
             return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         raise too_long(what, BODY_BYTES) from error
+    except (web.RequestPayloadError, PayloadEncodingError) as error:
+        raise Refused(400, f"{what} is not sent as HTTP has it") from error
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import logging
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -200,6 +201,47 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
         assert head.startswith(b"HTTP/1.1 408 ")
         assert b"Connection: close" in head
         writer.close()
+
+
+ASKED = (
+    f"POST /whip HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    "Content-Type: application/sdp\r\n"
+)
+NO_HTTP = {
+    "a chunk of no size": ASKED + "Transfer-Encoding: chunked\r\n\r\nzz\r\nfoo\r\n",
+    "a chunk of negative size": ASKED + "Transfer-Encoding: chunked\r\n\r\n-1\r\nfoo\r\n",
+    "both lengths": ASKED + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "two lengths": ASKED + "Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+    "a long header": ASKED + "X: " + "a" * 20_000 + "\r\n\r\n",
+    "many headers": ASKED + "X: a\r\n" * 500 + "\r\n",
+    "a long path": "GET /" + "a" * 20_000 + " HTTP/1.1\r\nHost: x\r\n\r\n",
+    "TLS": "\x16\x03\x01\x02\x00\x01\x00",
+}
+
+
+@pytest.mark.parametrize("name", NO_HTTP)
+async def test_what_is_no_http_is_refused_and_fills_no_log(
+    transceiver: Transceiver, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    reader, writer = await asyncio.open_connection(*transceiver.http_url[7:].split(":"))
+    writer.write(NO_HTTP[name].encode("latin1"))
+    async with asyncio.timeout(5):
+        status = await reader.readline()
+    assert status.split()[1] == b"400"
+    writer.close()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_nor_does_a_client_that_leaves_amid_its_body(
+    transceiver: Transceiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "transceiver.signaling")
+    _, writer = await asyncio.open_connection(*transceiver.http_url[7:].split(":"))
+    writer.write(f"{ASKED}Content-Length: 100\r\n\r\nv=0".encode())
+    await writer.drain()
+    writer.close()
+    await eventually(lambda: "a client left while it asked" in caplog.messages)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_who_asks_too_often_is_told_when_to_ask_again(
