@@ -103,19 +103,20 @@ def answer_if_it_parses(text: str) -> None:
 
 
 @given(spoiled([GOOD, offer(VIDEO, AUDIO, DATA, bundle="2 0 1"), *RECORDED.values()]))
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 @example(GOOD.replace("m=audio", "m=au\tdio"))
 def test_spoiled_offers_are_answered_or_refused(text: str) -> None:
     answer_if_it_parses(text)
 
 
 @given(assembled())
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @example(offer())
 def test_sections_of_all_sorts_are_answered_or_refused(text: str) -> None:
     answer_if_it_parses(text)
 
 
+@settings(deadline=None)
 @given(st.text() | st.binary().map(lambda data: data.decode("latin-1")))
 @example("v=0\r\n")
 @example("v=0\nm=")
@@ -126,7 +127,7 @@ def test_any_text_is_refused(text: str) -> None:
 
 
 @given(spoiled(["\r\n".join(IN_THE_SECTION), "\r\n".join(IN_THE_SESSION)]) | st.text())
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_any_fragment_is_read_or_refused(text: str) -> None:
     try:
         read = fragment.parse(text)
