@@ -2,58 +2,88 @@
 
 Whichever worker a connection happens to reach, its calls last for minutes, so chance would leave
 some workers full beside others that are idle. Each tells its load on a board in shared memory, and
-whoever is asked for a new call reads all of it.
+whoever is asked for a new call reads all of it. Each also tells that it lives: one whose event loop
+stands still is left out.
 """
 
 import mmap
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Self
 
 __all__ = ["Board", "Place"]
 
 AWAY = -1
 """The load of who takes no calls."""
-BYTES = 8
+WORD = 8
+"""Bytes of a number: aligned, it is read and written as one."""
+
+BEAT_SECONDS = 0.5
+"""How often each tells that it lives."""
+STALE_SECONDS = 3.0
+"""After which somebody that tells nothing is taken to be away."""
 
 
 class Board:
-    """The loads of workers by name, in shared memory: the file *descriptor*, which is theirs."""
+    """The loads of workers by name, in shared memory: the file *descriptor*, which is theirs.
 
-    def __init__(self, descriptor: int, names: Sequence[str]) -> None:
+    *clock*: seconds of a clock that is the same in all processes, and does not go back.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        names: Sequence[str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.descriptor = descriptor
         self.names = tuple(names)
-        self._map = mmap.mmap(descriptor, BYTES * len(self.names))
-        self._loads = memoryview(self._map).cast("q")
+        self._clock = clock
+        self._map = mmap.mmap(descriptor, 2 * WORD * len(self.names))
+        self._words = memoryview(self._map).cast("q")
+        self._loads = self._words[: len(self.names)]
+        self._beats = self._words[len(self.names) :]
 
     @classmethod
-    def create(cls, names: Sequence[str]) -> Self:
+    def create(cls, names: Sequence[str], *, clock: Callable[[], float] = time.monotonic) -> Self:
         """A board on which all are away."""
         descriptor = os.memfd_create("shunt-placement")
-        os.ftruncate(descriptor, BYTES * len(names))
-        board = cls(descriptor, names)
+        os.ftruncate(descriptor, 2 * WORD * len(names))
+        board = cls(descriptor, names, clock=clock)
         for name in names:
             board.withdraw(name)
         return board
 
     def close(self) -> None:
         """Give the memory and the descriptor back."""
-        self._loads.release()
+        for view in (self._loads, self._beats, self._words):
+            view.release()
         self._map.close()
         os.close(self.descriptor)
 
     def tell(self, name: str, load: int) -> None:
-        """*name* has *load* calls."""
+        """*name* lives, and has *load* calls."""
+        self.beat(name)
         self._loads[self.names.index(name)] = load
+
+    def beat(self, name: str) -> None:
+        """*name* lives."""
+        self._beats[self.names.index(name)] = int(1000 * self._clock())
+
+    def silence(self, name: str) -> float:
+        """Seconds since *name* was last told to live."""
+        return self._clock() - self._beats[self.names.index(name)] / 1000
 
     def withdraw(self, name: str) -> None:
         """*name* takes no calls."""
         self.tell(name, AWAY)
 
     def load(self, name: str) -> int | None:
-        """How many calls *name* has; None if it takes no more."""
+        """How many calls *name* has; None if it takes no more, or has told nothing of late."""
         load = self._loads[self.names.index(name)]
-        return None if load == AWAY else load
+        return None if load == AWAY or self.silence(name) > STALE_SECONDS else load
 
     def least(self, among: Sequence[str]) -> str | None:
         """Who of *among* has the fewest calls, the first of equals; None if all are away."""
@@ -74,6 +104,10 @@ class Place:
         """This one has *load* calls."""
         if not self._leaving:
             self._board.tell(self._name, load)
+
+    def beat(self) -> None:
+        """This one lives."""
+        self._board.beat(self._name)
 
     def leave(self) -> None:
         """This one takes no more calls, whatever it tells."""

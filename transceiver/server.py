@@ -28,7 +28,15 @@ from transceiver.shared_socket import SharedSocket
 from transceiver.signaling import make_app
 from transceiver.stun import Address, text
 
-__all__ = ["Transceiver", "TransceiverConfig", "allow_descriptors", "listen", "run", "serve_until"]
+__all__ = [
+    "Transceiver",
+    "TransceiverConfig",
+    "allow_descriptors",
+    "listen",
+    "reachable",
+    "run",
+    "serve_until",
+]
 
 PAGE = Path(__file__).parent / "page"
 
@@ -121,7 +129,7 @@ class Transceiver:
         client = await stack.enter_async_context(_agent(config))
         listener = listen(config.http)
         stack.callback(listener.close)
-        self.http_url = f"http://{text(listener.getsockname()[:2])}"
+        self.http_url = f"http://{text(reachable(listener.getsockname()[:2], udp))}"
 
         self.registration = Registration(
             client,
@@ -233,6 +241,11 @@ def _endpoint(text: str, option: str) -> Address:
 
 def _agent(config: TransceiverConfig) -> AgentClient:
     return AgentClient(config.agent, token=config.agent_token, ca=config.agent_ca)
+
+
+def reachable(http: Address, udp: Address) -> Address:
+    """Where others reach a listener at *http*: where media goes, if it is at every address."""
+    return (udp[0] if ipaddress.ip_address(http[0]).is_unspecified else http[0]), http[1]
 
 
 def listen(text: str) -> socket.socket:

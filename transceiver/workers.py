@@ -12,7 +12,6 @@ it means that the supervisor is gone.
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import pickle
@@ -27,12 +26,13 @@ from pathlib import Path
 from aiohttp import web
 
 from loader.errors import ShuntError
-from transceiver.placement import Board, Place
+from transceiver.placement import BEAT_SECONDS, Board, Place
 from transceiver.server import (
     Transceiver,
     TransceiverConfig,
     allow_descriptors,
     listen,
+    reachable,
     serve_until,
 )
 from transceiver.stun import text
@@ -45,6 +45,10 @@ FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
 """Seconds before a worker that died is started again: more each time, unless it has lived."""
 LIVED = 60.0
 """Seconds after which a worker's death is no sequel of the last."""
+
+HUNG_SECONDS = 30.0
+"""That a worker's event loop may stand still before it is killed: its calls are lost by then, as
+nobody has answered their consent checks (RFC 7675 section 5.1)."""
 
 STOP_SECONDS = 10.0
 """That a worker gets to stop, beyond its drain limit, before it is killed."""
@@ -92,8 +96,7 @@ def assignments(config: TransceiverConfig, count: int) -> list[TransceiverConfig
     if not 1 <= count <= MAX_WORKERS:
         raise ShuntError(f"{count} workers cannot be", f"give --workers 1 to {MAX_WORKERS}")
     udp, http = _split(config.udp), _split(config.http)
-    # Others must be able to reach a worker, and nobody is at the unspecified address.
-    host = udp[0] if ipaddress.ip_address(http[0]).is_unspecified else http[0]
+    host, _ = reachable(http, udp)
     workers = []
     for number in range(count):
         udp_port = udp[1] and udp[1] + number
@@ -260,7 +263,7 @@ class Worker:
             tasks = [
                 asyncio.create_task(self.process.wait()),
                 asyncio.create_task(self._supervisor.leaving.wait()),
-                asyncio.create_task(self._watch(pipe.fileno())),
+                asyncio.create_task(self._watch(self.process, pipe.fileno())),
             ]
             try:
                 await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
@@ -278,8 +281,8 @@ class Worker:
                 self.process = None
         return status
 
-    async def _watch(self, pipe: int) -> None:
-        """Learn when the process serves."""
+    async def _watch(self, process: asyncio.subprocess.Process, pipe: int) -> None:
+        """Learn when the process serves, and kill it if it stands still from then on."""
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
         loop.add_reader(pipe, readable.set)
@@ -287,8 +290,14 @@ class Worker:
             await readable.wait()
         finally:
             loop.remove_reader(pipe)
-        if os.read(pipe, 1) == READY:
-            self.begun.set()
+        if os.read(pipe, 1) != READY:
+            return
+        self.begun.set()
+        board, name = self._supervisor.board, self.config.id
+        while (left := HUNG_SECONDS - board.silence(name)) > 0:  # noqa: ASYNC110 (shared memory)
+            await asyncio.sleep(left)
+        log.error("worker %s has stood still for %.0f s", name, HUNG_SECONDS)
+        process.kill()
 
 
 def _path() -> str:
@@ -312,14 +321,15 @@ def _split(endpoint: str) -> tuple[str, int]:
 
 def main() -> None:
     """Be a worker: `python -m transceiver.workers`, with an assignment as standard input."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     told = _read_assignment()
+    logging.basicConfig(
+        level=logging.INFO,
+        format=f"%(asctime)s %(levelname)s {told.config.id} %(name)s: %(message)s",
+    )
     try:
         asyncio.run(_work(told))
     except ShuntError as error:
-        log.error("transceiver %s: %s (%s)", told.config.id, error.what, error.cure)
+        log.error("%s (%s)", error.what, error.cure)
         sys.exit(REFUSES)
 
 
@@ -356,6 +366,11 @@ async def _work(told: Assignment) -> None:
         async with Transceiver(told.config, placement=place) as transceiver:
             acceptor = _Acceptor(listener, transceiver.runner)
 
+            async def beat() -> None:
+                while True:
+                    place.beat()
+                    await asyncio.sleep(BEAT_SECONDS)
+
             async def arrive_and_leave() -> None:
                 await transceiver.registration.registered.wait()
                 place.tell(len(transceiver.sessions))
@@ -363,12 +378,14 @@ async def _work(told: Assignment) -> None:
                 acceptor.close()
                 place.leave()
 
-            taking_part = asyncio.create_task(arrive_and_leave())
+            place.beat()
+            tasks = asyncio.create_task(beat()), asyncio.create_task(arrive_and_leave())
             os.write(told.ready, READY)
             try:
                 await serve_until(transceiver, drain, stop)
             finally:
-                taking_part.cancel()
+                for task in tasks:
+                    task.cancel()
                 acceptor.close()
                 place.leave()
     finally:

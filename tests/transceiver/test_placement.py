@@ -5,14 +5,26 @@ from collections.abc import Iterator
 
 import pytest
 
-from transceiver.placement import Board, Place
+from transceiver.placement import STALE_SECONDS, Board, Place
 
 NAMES = ("a", "b", "c")
 
 
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def board() -> Iterator[Board]:
-    board = Board.create(NAMES)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def board(clock: Clock) -> Iterator[Board]:
+    board = Board.create(NAMES, clock=clock)
     yield board
     board.close()
 
@@ -42,8 +54,21 @@ def test_who_has_left_takes_none_and_hands_its_own_on(board: Board) -> None:
     assert a.better() == "b"
 
 
-def test_another_process_sees_the_same(board: Board) -> None:
+def test_who_stands_still_takes_none(board: Board, clock: Clock) -> None:
+    a, b = Place(board, "a"), Place(board, "b")
+    a.tell(5)
+    b.tell(0)
+    assert a.better() == "b"
+    clock.now += STALE_SECONDS + 0.1
+    a.beat()
+    assert a.better() is None
+    assert board.silence("b") == pytest.approx(STALE_SECONDS + 0.1)
+    b.beat()
+    assert a.better() == "b"
+
+
+def test_another_process_sees_the_same(board: Board, clock: Clock) -> None:
     Place(board, "b").tell(7)
-    other = Board(os.dup(board.descriptor), NAMES)
+    other = Board(os.dup(board.descriptor), NAMES, clock=clock)
     assert other.load("b") == 7
     other.close()

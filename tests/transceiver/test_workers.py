@@ -190,6 +190,17 @@ async def test_a_worker_that_is_terminated_alone_drains_and_is_replaced(two: Run
     assert not two.task.done()
 
 
+async def test_one_that_stands_still_is_replaced(
+    config: TransceiverConfig, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "HUNG_SECONDS", 3.0)
+    async with running(config, agent) as two:
+        still, before = two.pid(0), agent.transceivers["x1-1"]
+        os.kill(still, signal.SIGSTOP)
+        await eventually(lambda: agent.transceivers["x1-1"] != before, within=START_SECONDS)
+        assert two.pid(0) != still
+
+
 async def test_one_whose_id_another_process_takes_is_not_started_again(
     config: TransceiverConfig, agent: FakeAgent
 ) -> None:

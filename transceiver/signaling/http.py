@@ -44,12 +44,13 @@ CORS = {
     "Access-Control-Allow-Methods": "POST, PATCH, DELETE, GET, OPTIONS",
     "Access-Control-Allow-Headers": (
         "Authorization, Content-Type, If-Match, OpenAI-Beta, OpenAI-Organization, OpenAI-Project, "
-        "OpenAI-Safety-Identifier, X-OpenAI-Agents-SDK"
+        "OpenAI-Safety-Identifier, X-OpenAI-Agents-SDK, *"
     ),
     "Access-Control-Expose-Headers": "Location, ETag, Link, Retry-After, WWW-Authenticate",
     "Access-Control-Max-Age": "86400",
 }
-"""For pages of any origin: what lets somebody in is the bearer token, and no cookie."""
+"""For pages of any origin: what lets somebody in is the bearer token, and no cookie. `*` among the
+headers is all but Authorization, for browsers that know it."""
 
 
 class Refused(Exception):
