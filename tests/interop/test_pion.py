@@ -1,31 +1,18 @@
 """Pion (Go: ICE, DTLS, SRTP and SCTP of its own) calls a transceiver through the relay."""
 
-import json
 import os
 import shutil
 import subprocess
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from loader.maps import Maps
 from tests.endtoend.conftest import ufrags
 from tests.endtoend.waiting import eventually
-from tests.speech import (
-    RATE,
-    SENTENCE,
-    Samples,
-    from_opus,
-    likeness,
-    likeness_of_pieces,
-    speech,
-    to_opus,
-)
+from tests.interop.placing import SAVE, SAY, URL, Seen, heard, place
+from tests.speech import SENTENCE, Samples, likeness, likeness_of_pieces, speech
 from tools.labstate import Lab
-from tools.netns import run_in
 
 SOURCE = Path(__file__).parent / "pion" / "main.go"
 LIBRARIES = "/usr/share/gocode"  # where Debian's golang-…-dev packages are
@@ -48,36 +35,9 @@ def pion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-def call(program: Path, lab: Lab, words: Samples, folder: Path, *more: str) -> dict[str, Any]:
-    """A call to x1 that says *words*; what the caller saw of it, and heard, in *folder*.
-
-    After the words comes silence, which drives the last of them through whatever buffers.
-    """
-    say, save = folder / "said", folder / "heard"
-    packets = to_opus(np.pad(words, (0, RATE)))
-    say.write_bytes(b"".join(len(packet).to_bytes(2) + packet for packet in packets))
-    url = f"{lab.transceivers[0].http}/whip"
-    command = [str(program), "-url", url, "-say", str(say), "-save", str(save), *more]
-    place = partial(
-        subprocess.run,
-        command,
-        env=os.environ | {"SHUNT_API_KEY": lab.api_key},
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    seen: dict[str, Any] = json.loads(run_in(lab.client_namespace, place).stdout)
-    return seen
-
-
-def heard(folder: Path) -> Samples:
-    """What the caller heard, lost packets left out."""
-    told, packets = (folder / "heard").read_bytes(), []
-    while told:
-        size = int.from_bytes(told[:2])
-        packets.append(told[2 : 2 + size])
-        told = told[2 + size :]
-    return from_opus(packets)
+def call(program: Path, lab: Lab, words: Samples, folder: Path, *more: str) -> Seen:
+    command = [str(program), "-url", URL, "-say", SAY, "-save", SAVE, *more]
+    return place(command, lab, words, folder)
 
 
 def test_a_call_from_pion(pion: Path, lab: Lab, maps: Maps, tmp_path: Path) -> None:
