@@ -40,6 +40,10 @@ def call(program: Path, lab: Lab, words: Samples, folder: Path, *more: str) -> S
     return place(command, lab, words, folder)
 
 
+# A caller that gets no CPU for 100 ms leaves gaps in what it says.
+pytestmark = pytest.mark.alone
+
+
 def test_a_call_from_pion(pion: Path, lab: Lab, maps: Maps, tmp_path: Path) -> None:
     said = speech(SENTENCE)
     before = maps.counters()
