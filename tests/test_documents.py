@@ -35,7 +35,7 @@ def test_every_attack_names_reasons_and_tests_that_exist() -> None:
             attack, *_, limit, tests = row
             assert len(row) == 5, attack
             assert set(re.findall(r"`(\w+)`", limit)) <= {reason.name for reason in REASONS}, attack
-            named = re.findall(r"`(\w+\.py)::(\w+)`", tests)
+            named = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
             assert named, attack
             for file, name in named:
                 assert name in _tests_of(ROOT / folder / file), f"{file}::{name}"
