@@ -163,3 +163,47 @@ def test_what_follows_test_goes_to_pytest() -> None:
     assert done.returncode == 0, done.stderr
     assert "test_rates.py::" in done.stdout
     assert "tests collected" in done.stdout
+
+
+TRANSCEIVER_RUN = [
+    *("transceiver", "run", "--id", "x1", "--udp", "127.0.0.1:0", "--http", "127.0.0.1:0"),
+]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_transceivers_options_reach_it(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    from ipaddress import ip_network
+
+    from transceiver.server import TransceiverConfig
+    from transceiver.signaling import Limits
+    from transceiver.signaling.limits import Rate
+
+    started: list[tuple[TransceiverConfig, int]] = []
+    monkeypatch.setenv("SHUNT_API_KEY", "k")
+    monkeypatch.setattr("transceiver.server.run", lambda config: started.append((config, 1)))
+    monkeypatch.setattr(
+        "transceiver.workers.run", lambda config, count: started.append((config, count))
+    )
+    options = ["--workers", str(workers), "--address-rate", "3:9", "--api-key-rate", "7"]
+    options += ["--trusted-proxy", "10.0.0.0/8", "--trusted-proxy", "fd00::/8"]
+    assert main([*TRANSCEIVER_RUN, *options]) == 0
+    ((config, count),) = started
+    assert count == workers
+    limits = config.request_limits
+    assert limits.address == Rate(3, 9)
+    assert limits.api_key == Rate(7, 7)
+    assert limits.ephemeral_key == Limits().ephemeral_key
+    assert limits.proxies == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--address-rate", "0"], ["--api-key-rate", "often"], ["--trusted-proxy", "10.0.0.1/8"]],
+)
+def test_a_transceivers_options_must_make_sense(
+    option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([*TRANSCEIVER_RUN, *option])
+    assert exit.value.code == 2
+    assert option[0] in capsys.readouterr().err

@@ -126,6 +126,13 @@ async def test_calls_are_spread_evenly_and_ended_by_any_worker(two: Running) -> 
 
 
 @with_two
+async def test_a_burst_takes_all_that_there_is(two: Running) -> None:
+    urls = await asyncio.gather(*(two.call() for _ in range(6)))
+    assert len(set(urls)) == 6
+    assert Counter(two.agent.routes.values()) == {"x1-1": 3, "x1-2": 3}
+
+
+@with_two
 async def test_forms_and_secrets_are_handed_on_too(two: Running) -> None:
     agent = two.agent
     async with aiohttp.ClientSession(two.url) as http:
