@@ -444,3 +444,8 @@ async def test_what_takes_too_long_to_make_is_refused(
     monkeypatch.setattr(isolating, "PROBE", 0.05)
     with pytest.raises(ShuntError, match=r"within 0\.05 s"):
         isolated("bad", doing(__init__=lambda self: gate.wait() and None))
+    # It fails then, as it has no threads to note, and is not to do so beside other tests.
+    gate.set()
+    for thread in threading.enumerate():
+        if thread.name == "probe of backend bad":
+            thread.join()

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loader.errors import ShuntError
@@ -385,6 +385,7 @@ async def test_it_wants_audio_as_it_says(install: Install) -> None:
 # Frames
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=10), st.data())
 def test_frames_are_whole_however_they_are_cut(audio: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(frame(Say(each, False)) for each in audio)

@@ -1,7 +1,7 @@
 """The parts of the realtime backend that do no I/O: options, what waits to be sent, settings."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loader.errors import ShuntError
@@ -100,6 +100,7 @@ def test_what_waits_keeps_its_order() -> None:
     assert taken(outbox) == [(b"aa", True), (b"{1}", False), (b"{2}", False), (b"bb", True)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 2000), max_size=100))
 def test_of_audio_the_newest_waits_and_the_rest_is_counted(pieces: list[int]) -> None:
     outbox = Outbox(rate=1000, seconds=1)
