@@ -271,7 +271,7 @@ class Channel:
             self._schedule()
         for event in events:
             if isinstance(event, Selected):
-                log.info("%s: media goes to %s", self.ice.local.ufrag, text(event.address))
+                log.debug("%s: media goes to %s", self.ice.local.ufrag, text(event.address))
                 self._selected.set()
             elif isinstance(event, ConsentLost):
                 self.consent_lost = True
