@@ -177,6 +177,13 @@ def test_an_answer_is_read() -> None:
     assert answer.destination == ("198.18.0.11", 40000)
     assert (answer.remote.ufrag, answer.fingerprint) == ("abcd", b"\xaa\xbb")
     assert answer.is_active
+    assert answer.level_id is None
+    assert (
+        Answer(
+            ANSWER + "a=extmap:5/sendrecv urn:ietf:params:rtp-hdrext:ssrc-audio-level\n"
+        ).level_id
+        == 5
+    )
 
 
 @pytest.mark.parametrize(

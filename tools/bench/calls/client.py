@@ -1,8 +1,9 @@
 """One client of the bench: offers audio, checks, secures, speaks and counts what it hears. No I/O.
 
-It does what a browser does, and as little of everything as may be: ICE-controlling with one host
-candidate, DTLS in whichever role it is left, one SRTP packet each 20 ms, a sender report a second,
-a check each 2.5 s. What it hears is decrypted, counted and thrown away.
+It does what Chromium does, and as little of everything as may be: Chromium's offer of audio, ICE in
+the controlling role with one host candidate, DTLS in whichever role it is left, one SRTP packet
+each 20 ms (with its audio level, if the answer has taken that), a sender report a second, a check
+each 2.5 s. What it hears is decrypted, counted and thrown away.
 """
 
 import random
@@ -27,6 +28,8 @@ _FIRST_CHECKS = 0.05  # s between checks until one is answered, as libwebrtc has
 _LATER_CHECKS = 2.5
 _PRIORITY = 126 << 24 | 65535 << 8 | 255
 _REPORT_EVERY = 50  # packets
+_AUDIO_LEVEL = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
+_LEVEL = 0x80 | 30  # voice, -30 dBov (RFC 6464)
 
 
 class State(StrEnum):
@@ -42,6 +45,8 @@ class Answer:
 
     def __init__(self, text: str) -> None:
         """Raises ShuntError if something is missing, or audio was refused."""
+        self.level_id: int | None = None
+        """Of the header extension for the audio level (RFC 8285), if it was taken."""
         lines: dict[str, str] = {}
         candidates: list[Address] = []
         for line in text.splitlines():
@@ -53,6 +58,8 @@ class Answer:
             elif name == "a=fingerprint":
                 if value.lower().startswith("sha-256 "):
                     lines.setdefault(name, value[8:])
+            elif name == "a=extmap" and value.endswith(f" {_AUDIO_LEVEL}"):
+                self.level_id = int(value.split()[0].partition("/")[0])
             elif line.startswith("m=audio 0 "):
                 raise ShuntError("the bench's audio was refused")
             else:
@@ -96,6 +103,8 @@ class Call:
         self._ssrc = secrets.randbits(32)
         self._sequence = secrets.randbits(15)
         self._timestamp = secrets.randbits(31)
+        self._first_byte = 0x80
+        self._extension = b""
         self._check_at = 0.0
         self._transactions: set[bytes] = set()
         self.offer = _offer(self._local, certificate.fingerprint, source, self._ssrc)
@@ -105,6 +114,9 @@ class Call:
         answer = Answer(sdp)
         self._remote = answer.remote
         self.destination = answer.destination
+        if answer.level_id is not None:
+            self._first_byte |= 0x10
+            self._extension = bytes((0xBE, 0xDE, 0, 1, answer.level_id << 4, _LEVEL, 0, 0))
         self._dtls = Dtls(
             self._certificate,
             is_client=not answer.is_active,
@@ -154,8 +166,10 @@ class Call:
         self.spoken += 1
         if self.spoken % _REPORT_EVERY == 0:
             self.outgoing.append(self._srtp.protect_rtcp(self._report()))
-        packet = rtp.HEADER.pack(0x80, _PAYLOAD_TYPE, self._sequence, self._timestamp, self._ssrc)
-        return self._srtp.protect(packet + payload)
+        header = rtp.HEADER.pack(
+            self._first_byte, _PAYLOAD_TYPE, self._sequence, self._timestamp, self._ssrc
+        )
+        return self._srtp.protect(header + self._extension + payload)
 
     def hang_up(self) -> None:
         """As a page does that is closed: `farewell`, a close_notify, and nothing after it."""
@@ -234,7 +248,7 @@ class Call:
 
 
 def _offer(local: Credentials, fingerprint: str, source: Address, ssrc: int) -> str:
-    """As a browser's, with one codec."""
+    """Chromium's, of one microphone; *source* is its only candidate."""
     host, port = source
     return "\r\n".join(
         [
@@ -243,21 +257,37 @@ def _offer(local: Credentials, fingerprint: str, source: Address, ssrc: int) -> 
             "s=-",
             "t=0 0",
             "a=group:BUNDLE 0",
+            "a=extmap-allow-mixed",
             "a=msid-semantic: WMS bench",
-            f"m=audio {port} UDP/TLS/RTP/SAVPF {_PAYLOAD_TYPE}",
+            f"m=audio {port} UDP/TLS/RTP/SAVPF {_PAYLOAD_TYPE} 63 9 0 8 13 110 126",
             f"c=IN IP4 {host}",
-            f"a=candidate:1 1 udp {_PRIORITY} {host} {port} typ host generation 0",
-            "a=end-of-candidates",
+            "a=rtcp:9 IN IP4 0.0.0.0",
+            f"a=candidate:1 1 udp {_PRIORITY} {host} {port} typ host generation 0 network-id 1",
             f"a=ice-ufrag:{local.ufrag}",
             f"a=ice-pwd:{local.password}",
+            "a=ice-options:trickle",
             f"a=fingerprint:sha-256 {fingerprint}",
             "a=setup:actpass",
             "a=mid:0",
+            f"a=extmap:1 {_AUDIO_LEVEL}",
+            "a=extmap:2 http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time",
+            "a=extmap:3 http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01",
+            "a=extmap:4 urn:ietf:params:rtp-hdrext:sdes:mid",
             "a=sendrecv",
             "a=msid:bench microphone",
             "a=rtcp-mux",
+            "a=rtcp-rsize",
             f"a=rtpmap:{_PAYLOAD_TYPE} opus/48000/2",
+            f"a=rtcp-fb:{_PAYLOAD_TYPE} transport-cc",
             f"a=fmtp:{_PAYLOAD_TYPE} minptime=10;useinbandfec=1",
+            "a=rtpmap:63 red/48000/2",
+            f"a=fmtp:63 {_PAYLOAD_TYPE}/{_PAYLOAD_TYPE}",
+            "a=rtpmap:9 G722/8000",
+            "a=rtpmap:0 PCMU/8000",
+            "a=rtpmap:8 PCMA/8000",
+            "a=rtpmap:13 CN/8000",
+            "a=rtpmap:110 telephone-event/48000",
+            "a=rtpmap:126 telephone-event/8000",
             f"a=ssrc:{ssrc} cname:bench",
             f"a=ssrc:{ssrc} msid:bench microphone",
             "",
