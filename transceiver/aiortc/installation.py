@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiortc
 import aiortc.rtcpeerconnection as patched
 from aiortc import RTCCertificate, RTCIceGatherer, RTCIceServer
 from aiortc.rtcconfiguration import RTCIceTransportPolicy
@@ -21,7 +22,7 @@ from aiortc.rtcconfiguration import RTCIceTransportPolicy
 from loader.client import DEFAULT_SOCKET, AgentClient
 from loader.errors import ShuntError
 from transceiver.aiortc.connection import Connection
-from transceiver.ice import Credentials
+from transceiver.ice import Credentials, IceTiming
 from transceiver.registration import Registration
 from transceiver.shared_socket import SharedSocket
 from transceiver.stun import Address
@@ -30,6 +31,8 @@ __all__ = ["install", "uninstall"]
 
 LEASE_LIMIT = 3.0
 """Seconds that an answer waits for the agent to take us in."""
+
+TIMING = IceTiming()
 
 CERTIFICATE_MARGIN = datetime.timedelta(days=7)
 
@@ -210,7 +213,7 @@ def install(
     *agent_token* and perhaps *agent_ca*. *capacity*: calls at a time, for the relay to know.
 
     Nothing is opened yet: that is done on the loop of the first answer. Raises ShuntError if an
-    argument makes no sense, or if it was called before with others.
+    argument makes no sense, if it was called before with others, or if aiortc is not what it was.
     """
     global _installed
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", id):
@@ -228,8 +231,13 @@ def install(
                 "Call install once, or await uninstall first.",
             )
         return
+    if lacking := [name for name in _OURS if not hasattr(patched, name)]:
+        raise ShuntError(
+            f"aiortc {aiortc.__version__} has no {' and no '.join(lacking)} to take the place of",
+            "Use aiortc 1.16.",
+        )
     _installed = Installation(settings)
-    for name, ours in (("RTCIceGatherer", _Gatherer), ("RTCCertificate", _Certificate)):
+    for name, ours in _OURS.items():
         _originals[name] = getattr(patched, name)
         setattr(patched, name, ours)
 
@@ -284,6 +292,9 @@ class _Certificate(RTCCertificate):
         return cls._shared
 
 
+_OURS = {"RTCIceGatherer": _Gatherer, "RTCCertificate": _Certificate}
+
+
 def _endpoint(text: str) -> Address:
     """IP:PORT, IPv6 in brackets."""
     host, _, port = text.rpartition(":")
@@ -302,7 +313,7 @@ def _endpoint(text: str) -> Address:
 
 async def _bind(address: Address) -> SharedSocket:
     try:
-        return await SharedSocket.open(address)
+        return await SharedSocket.open(address, TIMING)
     except OSError as error:
         raise ShuntError(
             f"UDP {address[0]} port {address[1]} cannot be bound: {error.strerror}",

@@ -18,6 +18,7 @@ from tests.transceiver.agent import FakeAgent
 from tests.transceiver.caller import eventually
 from transceiver import aiortc
 from transceiver.aiortc import connection, installation
+from transceiver.ice import IceTiming
 
 GATHERER, CERTIFICATE = patched.RTCIceGatherer, patched.RTCCertificate  # type: ignore[attr-defined]
 
@@ -66,6 +67,12 @@ class Pair:
         await self.client.setRemoteDescription(RTCSessionDescription(await self.answer(), "answer"))
         await eventually(lambda: self.channel.readyState == "open")
         return self
+
+    def vanish(self) -> None:
+        """The client is gone as a killed process is."""
+        for transport in self.client._RTCPeerConnection__iceTransports:  # type: ignore[attr-defined]
+            for protocol in transport._connection._plain._protocols:
+                protocol.transport.sendto = lambda data, address: None
 
     @property
     def ufrag(self) -> str:
@@ -130,6 +137,25 @@ async def test_a_client_that_does_not_come_leaves_no_route(
         assert installed.routes
         await eventually(lambda: pair.server.iceConnectionState == "failed")
         await eventually(lambda: not installed.routes)
+
+
+async def test_a_client_that_vanishes_leaves_no_route(
+    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurried = IceTiming(consent_interval=0.2, consent_timeout=0.8)
+    monkeypatch.setattr(installation, "TIMING", hurried)
+    aiortc.install(id="bot", udp="127.0.0.1:0", agent=agent.socket)
+    async with Pair() as pair:
+        await pair.connect()
+        pair.vanish()
+        await eventually(lambda: pair.server.connectionState == "closed", within=10)
+        await eventually(lambda: not agent.routes)
+
+
+async def test_another_aiortc_is_told(agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(patched, "RTCIceGatherer")
+    with pytest.raises(ShuntError, match="has no RTCIceGatherer"):
+        aiortc.install(id="bot", udp="127.0.0.1:0", agent=agent.socket)
 
 
 async def test_an_agent_that_is_away_is_told_at_the_answer(
