@@ -2,21 +2,25 @@
 explained from both sides."""
 
 import asyncio
+import contextlib
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Coroutine
-from pathlib import Path
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import aiohttp
 
 from loader.client import AgentClient
+from tests.endtoend.waiting import eventually
 from tests.transceiver.sdp.samples import AUDIO, DATA, offer
-from tools.call import place_call
+from tools import topology
+from tools.call import CallReport, place_call
 from tools.explain import ask, verdict
 from tools.labstate import Lab
 from tools.netns import run_in
+from tools.processes import ROOT
 
 OFFER = offer(AUDIO, DATA)
 FRAGMENT = "application/trickle-ice-sdpfrag"
@@ -50,6 +54,60 @@ def test_the_wrong_transceiver_hands_a_request_to_the_right_one(lab: Lab) -> Non
     assert from_the_client(lab, make_restart_and_end(lab)) == [201, 200, 200, 410]
 
 
+@contextlib.contextmanager
+def two_workers(lab: Lab) -> Iterator[str]:
+    """Beside the first transceiver, in its namespace; the URL that they share.
+
+    That is at its IPv6 address, since the lab's firewall lets only one port through.
+    """
+    place = lab.transceivers[0]
+    http = f"[{topology.transceiver_address6(1)}]:{topology.HTTP_PORT}"
+    udp = f"{place.udp.rpartition(':')[0]}:41000"
+    command = [
+        *(sys.executable, "-m", "tools", "transceiver", "run", "--id", "w", "--workers", "2"),
+        *("--udp", udp, "--http", http, "--agent", lab.agent_socket),
+        *("--drain-limit", "0"),
+    ]
+    process = run_in(
+        place.namespace,
+        lambda: subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, "SHUNT_API_KEY": lab.api_key}
+        ),
+    )
+
+    async def registered() -> set[str]:
+        async with AgentClient(lab.agent_socket) as agent:
+            return {each["id"] for each in (await agent.transceivers())["transceivers"]}
+
+    try:
+        eventually(
+            "workers register", lambda: {"w-1", "w-2"} <= asyncio.run(registered()), within=30.0
+        )
+        yield f"http://{http}"
+    finally:
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    assert not {"w-1", "w-2"} & asyncio.run(registered())
+
+
+def test_calls_of_two_workers_pass_the_relay(lab: Lab) -> None:
+    async def both(url: str) -> list[CallReport]:
+        calls = (place_call(url, key=lab.api_key, duration_s=1.0) for _ in range(2))
+        return await asyncio.gather(*calls)
+
+    async def owners() -> set[str]:
+        async with AgentClient(lab.agent_socket) as agent:
+            events = [event async for event in agent.events(kinds=["route_added"], follow=False)]
+        return {event["transceiver"] for event in events}
+
+    with two_workers(lab) as url:
+        reports = from_the_client(lab, both(url))
+        assert {"w-1", "w-2"} <= asyncio.run(owners())
+    for report in reports:
+        assert report.received > 30
+        assert report.datachannel_rtt_ms is not None
+
+
 def test_a_call_is_explained_while_it_runs_and_when_it_is_over(lab: Lab) -> None:
     during: list[str] = []
 
@@ -59,7 +117,7 @@ def test_a_call_is_explained_while_it_runs_and_when_it_is_over(lab: Lab) -> None
             subprocess.run,
             ["nsenter", f"--net=/run/netns/{lab.relay_namespace}", sys.executable, "-m", "tools",
              "explain", ufrag, "--agent", lab.agent_socket, "--key", lab.api_key, "-o", "json"],
-            cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+            cwd=ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip
         (known,) = json.loads(answer.stdout)
         assert known["route"]["transceiver"] == lab.transceivers[0].id
