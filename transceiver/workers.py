@@ -91,8 +91,8 @@ def run(config: TransceiverConfig, count: int) -> None:
 
 def assignments(config: TransceiverConfig, count: int) -> list[TransceiverConfig]:
     """What each of *count* workers is: ids by number; UDP ports from the one given on; listeners of
-    their own at the HTTP ports after the one that all share. Port 0 is any. ShuntError if there is
-    no such many."""
+    their own at the HTTP ports after the one that all share. Port 0 is any. ShuntError if there
+    cannot be so many."""
     if not 1 <= count <= MAX_WORKERS:
         raise ShuntError(f"{count} workers cannot be", f"give --workers 1 to {MAX_WORKERS}")
     udp, http = _split(config.udp), _split(config.http)
@@ -172,7 +172,8 @@ class Supervisor:
                 on_started(self)
             await asyncio.wait(lives)
         finally:
-            begun.cancel()
+            for task in (begun, *lives):
+                task.cancel()
         if failed := [worker for worker in self.workers if worker.failed]:
             raise ShuntError(
                 "; ".join(f"worker {worker.config.id} {worker.failed}" for worker in failed),

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import PayloadEncodingError
+from aiohttp.typedefs import Middleware
 
 __all__ = [
     "BODY_BYTES",
@@ -25,10 +26,7 @@ __all__ = [
     "read_body",
     "read_json",
     "read_text",
-    "refuse_encoded",
     "to_text",
-    "too_long",
-    "within_body_time",
 ]
 
 BODY_BYTES = 128 << 10
@@ -80,7 +78,7 @@ Shape = Callable[[Refused], web.Response]
 """Writes a refusal as a dialect's clients read it."""
 
 
-def in_shape(shape_of: Callable[[str], Shape]) -> Any:
+def in_shape(shape_of: Callable[[str], Shape]) -> Middleware:
     """A middleware that answers what was refused in the shape for the request's path."""
 
     @web.middleware
@@ -118,18 +116,18 @@ async def preflight(_request: web.Request) -> web.Response:
 
 async def read_body(request: web.Request, *, what: str = "the body") -> bytes:
     """All of the body; Refused if it is too long, too slow or compressed."""
-    refuse_encoded(request)
+    _refuse_encoded(request)
     try:
-        async with within_body_time(what):
+        async with _within_body_time(what):
             return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
-        raise too_long(what, BODY_BYTES) from error
+        raise _too_long(what, BODY_BYTES) from error
     except (web.RequestPayloadError, PayloadEncodingError) as error:
         raise Refused(400, f"{what} is not sent as HTTP has it") from error
 
 
 @contextlib.asynccontextmanager
-async def within_body_time(what: str) -> AsyncIterator[None]:
+async def _within_body_time(what: str) -> AsyncIterator[None]:
     """Refused if reading in here takes longer than a client may take to send."""
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -156,19 +154,19 @@ async def read_json(request: web.Request, kind: type[Any]) -> Any:
 def to_text(body: bytes, *, what: str) -> str:
     """*body* as text; Refused if it is no UTF-8 or over 64 KiB."""
     if len(body) > OFFER_BYTES:
-        raise too_long(what, OFFER_BYTES)
+        raise _too_long(what, OFFER_BYTES)
     try:
         return body.decode()
     except UnicodeDecodeError as error:
         raise Refused(400, f"{what} is not UTF-8") from error
 
 
-def too_long(what: str, limit: int) -> Refused:
+def _too_long(what: str, limit: int) -> Refused:
     """What is longer than *limit* bytes."""
     return Refused(413, f"{what} may have {limit} bytes", code="too_long")
 
 
-def refuse_encoded(request: web.Request) -> None:
+def _refuse_encoded(request: web.Request) -> None:
     """Nobody compresses an offer, and what unpacks to a thousand times its size is an attack."""
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise Refused(415, "the body must not be compressed")
