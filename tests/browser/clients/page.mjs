@@ -1,10 +1,10 @@
 // What the pages of all clients need.
 
-/** Resolves once *condition* holds; rejects after ten seconds, and says what was waited for. */
+/** Resolves once *condition* holds; rejects after half a minute, and says what was waited for. */
 export async function until(what, condition) {
-  const end = performance.now() + 10_000;
+  const end = performance.now() + 30_000;
   while (!(await condition())) {
-    if (performance.now() > end) throw new Error(`${what}: not in 10 s`);
+    if (performance.now() > end) throw new Error(`${what}: not in 30 s`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }
