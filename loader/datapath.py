@@ -117,6 +117,8 @@ def _take_kept(folder: Path, inside: int) -> bool:
     try:
         kept.pin(folder)
     except OSError as error:  # the kernel's reason is with the compiler's own attempt
+        if error.errno == errno.EPERM:  # which it would not get to
+            raise ShuntError(*_explain("Operation not permitted")) from None
         log.warning("the program is compiled, as the kept one cannot be loaded: %s", error)
         return False
     log.info("the program was compiled before, and is taken from %s", place)

@@ -20,6 +20,7 @@ LINTERS = {
 }
 
 
+@pytest.mark.timeout(300)  # mypy without its cache, beside other lanes
 @pytest.mark.parametrize("name", LINTERS)
 def test_linter_finds_nothing(name: str) -> None:
     done = subprocess.run(LINTERS[name], cwd=ROOT, capture_output=True, text=True, check=False)

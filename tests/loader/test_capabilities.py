@@ -61,7 +61,7 @@ def with_only(uid: int, *capabilities: Capability) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody with a folder in bpffs and one for sockets."""
+    """Somebody with a folder in bpffs, and one for sockets and compiled programs."""
 
     uid: int
     pins: Path
@@ -97,6 +97,7 @@ def shunt(user: User, host: Host, verb: str, *capabilities: Capability) -> tuple
         return subprocess.run(
             [*before, sys.executable, "-m", "tools", "agent", verb, *arguments],
             cwd=ROOT,
+            env=os.environ | {SWITCH: str(user.folder / "programs")},
             capture_output=True,
             text=True,
             check=False,
@@ -308,12 +309,11 @@ def test_the_user_unloads_it_again(agent: AgentProcess, loaded: User, user_host:
     assert not loaded.pins.exists()
 
 
-def test_what_the_user_compiles_is_kept_for_the_user(
-    user: User, user_host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = user.folder / "cache"
-    monkeypatch.setenv(SWITCH, str(place))
-    keeps = User(user.uid, PINS.with_name(f"{PINS.name}-keeps"), user.folder)
+def test_what_the_user_compiles_is_kept_for_the_user(user: User, user_host: Host) -> None:
+    keeps = User(user.uid, PINS.with_name(f"{PINS.name}-keeps"), user.folder / "keeps")
+    keeps.folder.mkdir()
+    os.chown(keeps.folder, user.uid, user.uid)
+    place = keeps.folder / "programs"
 
     def load() -> str:
         keeps.pins.mkdir(mode=0o700)
