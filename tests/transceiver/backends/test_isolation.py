@@ -293,11 +293,17 @@ async def test_messages_that_are_not_taken_end_the_session(gate: threading.Event
 
 
 async def test_no_more_sessions_are_begun_than_may_hang(gate: threading.Event) -> None:
-    start = lambda self, conversation: gate.wait()  # noqa: E731
+    begun: list[object] = []
+
+    def start(self: object, conversation: object) -> None:
+        begun.append(conversation)
+        gate.wait()
+
     bad = isolated("bad", doing(start=start), Bounds(close=0.01))
     for _ in range(MAX_LEFT):
+        begun.clear()
         async with session_of(bad):
-            pass
+            await until(lambda: begun)
     with pytest.raises(ShuntError, match=f"{MAX_LEFT} sessions of backend bad"):
         bad()
     gate.set()
