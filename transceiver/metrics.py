@@ -134,7 +134,8 @@ class Metrics:
     def scrape(self) -> Collector:
         """The numbers of this moment, to be written out by any thread."""
         for session in self._sessions.all():
-            self._observe(session.id, session.timeline)
+            if session.answer:  # of others we are not told when they end
+                self._observe(session.id, session.timeline)
         return _Scrape(self._counted, list(self._look()))
 
     def _observe(self, id: str, timeline: Timeline) -> None:
