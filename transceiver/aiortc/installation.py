@@ -9,13 +9,15 @@ import datetime
 import ipaddress
 import logging
 import re
+import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiortc
-import aiortc.rtcpeerconnection as patched
+import aiortc.rtcpeerconnection
+import aiortc.rtcsctptransport
 from aiortc import RTCCertificate, RTCIceGatherer, RTCIceServer
 from aiortc.rtcconfiguration import RTCIceTransportPolicy
 
@@ -33,6 +35,8 @@ LEASE_LIMIT = 3.0
 """Seconds that an answer waits for the agent to take us in."""
 
 TIMING = IceTiming()
+
+_PARAMETER = struct.Struct("!HH")  # type and length, RFC 9260 section 3.2.1
 
 CERTIFICATE_MARGIN = datetime.timedelta(days=7)
 
@@ -231,15 +235,15 @@ def install(
                 "Call install once, or await uninstall first.",
             )
         return
-    if lacking := [name for name in _OURS if not hasattr(patched, name)]:
+    if lacking := [name for name, (module, _) in _OURS.items() if not hasattr(module, name)]:
         raise ShuntError(
             f"aiortc {aiortc.__version__} has no {' and no '.join(lacking)} to take the place of",
             "Use aiortc 1.16.",
         )
     _installed = Installation(settings)
-    for name, ours in _OURS.items():
-        _originals[name] = getattr(patched, name)
-        setattr(patched, name, ours)
+    for name, (module, ours) in _OURS.items():
+        _originals[name] = getattr(module, name)
+        setattr(module, name, ours)
 
 
 async def uninstall() -> None:
@@ -251,7 +255,7 @@ async def uninstall() -> None:
     await _installed.stop()
     _installed = None
     for name, original in _originals.items():
-        setattr(patched, name, original)
+        setattr(_OURS[name][0], name, original)
     _originals.clear()
 
 
@@ -292,7 +296,27 @@ class _Certificate(RTCCertificate):
         return cls._shared
 
 
-_OURS = {"RTCIceGatherer": _Gatherer, "RTCCertificate": _Certificate}
+_decode_params = aiortc.rtcsctptransport.decode_params
+
+
+def _bounded_params(body: bytes) -> list[tuple[int, bytes]]:
+    """As aiortc's own, which reads a parameter of length 0 for ever (1.16): a client's, who could
+    stop the whole process by one packet. ValueError drops the packet there."""
+    at = 0
+    while at <= len(body) - _PARAMETER.size:
+        _, length = _PARAMETER.unpack_from(body, at)
+        if length < _PARAMETER.size:
+            raise ValueError("an SCTP parameter shorter than its header")
+        at += (length + 3) & ~3
+    return _decode_params(body)
+
+
+_OURS: dict[str, tuple[Any, Any]] = {
+    "RTCIceGatherer": (aiortc.rtcpeerconnection, _Gatherer),
+    "RTCCertificate": (aiortc.rtcpeerconnection, _Certificate),
+    "decode_params": (aiortc.rtcsctptransport, _bounded_params),
+}
+"""What we put in aiortc's modules, by its name there."""
 
 
 def _endpoint(text: str) -> Address:

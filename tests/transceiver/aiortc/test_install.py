@@ -1,9 +1,11 @@
 """Peer connections that a program makes by itself, with transceiver.aiortc installed."""
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
 
 import aiortc.rtcpeerconnection as patched
+import aiortc.rtcsctptransport as sctp
 import pytest
 from aiortc import (
     RTCBundlePolicy,
@@ -11,6 +13,7 @@ from aiortc import (
     RTCPeerConnection,
     RTCSessionDescription,
 )
+from google_crc32c import value as crc32c
 
 from loader.errors import ShuntError
 from loader.problems import Refused
@@ -20,6 +23,7 @@ from transceiver import aiortc
 from transceiver.aiortc import connection, installation
 from transceiver.ice import IceTiming
 
+DECODE = sctp.decode_params
 GATHERER, CERTIFICATE = patched.RTCIceGatherer, patched.RTCCertificate  # type: ignore[attr-defined]
 
 
@@ -202,7 +206,25 @@ async def test_uninstalling_leaves_aiortc_as_it_was(agent: FakeAgent) -> None:
         await eventually(lambda: pair.server.iceConnectionState == "failed")
     assert patched.RTCIceGatherer is GATHERER  # type: ignore[attr-defined]
     assert patched.RTCCertificate is CERTIFICATE  # type: ignore[attr-defined]
+    assert sctp.decode_params is DECODE
     await aiortc.uninstall()
+
+
+async def test_a_client_cannot_make_aiortcs_sctp_read_for_ever(installed: FakeAgent) -> None:
+    """By a parameter of length 0, which aiortc 1.16 does not get past."""
+    async with await Pair().connect() as pair:
+        assert pair.client.sctp is not None
+        endless = sctp.HeartbeatChunk()
+        endless.params = [(1, b"")]
+        chunk = bytes(endless)[:4] + struct.pack("!HH", 1, 0)
+        tag = pair.client.sctp._remote_verification_tag
+        head = struct.pack("!HHLL", 5000, 5000, tag, 0)
+        checksum = struct.pack("<L", crc32c(head + chunk))
+        await pair.client.sctp.transport._send_data(head[:8] + checksum + chunk)
+        pair.channel.send("still there?")
+        await eventually(lambda: pair.messages == ["still there?"])
+    params = [(7, b"abc"), (8, b"")]
+    assert sctp.decode_params(sctp.encode_params(params)) == params
 
 
 async def test_installing_again_must_say_the_same(installed: FakeAgent) -> None:
