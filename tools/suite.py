@@ -32,6 +32,12 @@ def run(arguments: Sequence[str]) -> int:
     side_by_side = ["-n", str(count), "--dist", "loadfile", "--no-loadscope-reorder"]
     statuses = [
         subprocess.run([*pytest, _SLOWEST, *more], check=False).returncode
-        for more in ((*side_by_side, "-m", "not alone"), ("-m", "alone"))
+        for more in ((*side_by_side, "-m", "not alone"), ("-m", "alone", *_with_some_alone()))
     ]
     return max(statuses)
+
+
+def _with_some_alone() -> list[str]:
+    """Files that speak of such tests: to collect all of the others again takes ten seconds."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [str(file) for file in files if "mark.alone" in file.read_text()]

@@ -14,6 +14,7 @@ from tools.processes import ROOT
 
 _OPTIONS = """
 [pytest]
+addopts = -p xdist
 markers = alone: not in lanes
 """
 
@@ -22,11 +23,12 @@ markers = alone: not in lanes
 def project(tmp_path: Path) -> Path:
     """Two files for lanes, and a test that is to be alone."""
     (tmp_path / "pytest.ini").write_text(_OPTIONS)
+    (tmp_path / "tests").mkdir()
     for name in ("test_one.py", "test_two.py"):
-        (tmp_path / name).write_text(
+        (tmp_path / "tests" / name).write_text(
             "import os\n\ndef test_in_a_lane():\n    assert os.environ['PYTEST_XDIST_WORKER']\n"
         )
-    (tmp_path / "test_alone.py").write_text(
+    (tmp_path / "tests" / "test_alone.py").write_text(
         "import os\nimport pytest\n\n@pytest.mark.alone\ndef test_alone():\n"
         "    assert 'PYTEST_XDIST_WORKER' not in os.environ\n"
     )
@@ -40,6 +42,7 @@ def run(project: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
         f"suite.ROOT = Path({str(project)!r}); sys.exit(suite.run(sys.argv[1:]))"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they take longer than all the rest
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
         cwd=ROOT,
@@ -58,23 +61,22 @@ def test_files_go_side_by_side_and_what_is_to_be_alone_after_them(project: Path)
     done = run(project)
 
     assert done.returncode == 0, done.stdout
-    assert outcomes(done.stdout) == ["2 passed", "1 passed, 2 deselected"]
+    assert outcomes(done.stdout) == ["2 passed", "1 passed"]
     assert done.stdout.count("slowest 25 durations") == 2
 
 
-@pytest.mark.parametrize("file", ["test_one.py", "test_alone.py"])
-def test_a_failure_in_either_is_a_failure_and_both_are_run(project: Path, file: str) -> None:
-    with (project / file).open("a") as text:
+def test_a_failure_of_what_is_alone_is_a_failure(project: Path) -> None:
+    with (project / "tests" / "test_alone.py").open("a") as text:
         text.write("    assert False\n")
 
     done = run(project)
 
     assert done.returncode == 1
-    assert len(outcomes(done.stdout)) == 2
+    assert outcomes(done.stdout) == ["2 passed", "1 failed"]
 
 
 def test_with_arguments_pytest_does_what_they_say(project: Path) -> None:
-    done = run(project, "test_alone.py", "-q")
+    done = run(project, "tests/test_alone.py", "-q")
 
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
@@ -85,13 +87,13 @@ def test_there_is_a_lane_more_than_there_are_cpus_within_reason() -> None:
     assert [suite.lanes(cpus) for cpus in (1, 2, 3, 64)] == [2, 3, 4, 4]
 
 
-def test_text_that_is_no_unicode_can_be_told_of_in_a_lane(project: Path) -> None:
-    shutil.copy(ROOT / "tests" / "conftest.py", project)
-    with (project / "test_one.py").open("a") as text:
+def test_a_failure_in_a_lane_is_a_failure_also_with_text_that_is_no_unicode(project: Path) -> None:
+    shutil.copy(ROOT / "tests" / "conftest.py", project / "tests")
+    with (project / "tests" / "test_one.py").open("a") as text:
         text.write("    print('\\udcff'); assert '\\udcfe' == ''\n")
 
     done = run(project)
 
     assert done.returncode == 1
-    assert outcomes(done.stdout)[0] == "1 failed, 1 passed"
+    assert outcomes(done.stdout) == ["1 failed, 1 passed", "1 passed"]
     assert "'\\udcfe' == ''" in done.stdout
