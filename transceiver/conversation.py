@@ -84,6 +84,13 @@ class LiveConversation:
     def end(self, reason: str) -> None:
         self._end(reason)
 
+    def close(self) -> None:
+        """Let go of the session: a backend may keep this, and say something to nobody."""
+        self.on_drained = self._spoken = None
+        self._send = lambda _label, _message: False
+        self._end = lambda _reason: None
+        self._guard = lambda _call: None
+
     def _has_spoken(self) -> None:
         if self._spoken is not None:
             spoken, self._spoken = self._spoken, None

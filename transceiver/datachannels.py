@@ -208,6 +208,9 @@ class DataChannels:
         self._events.clear()
         _run(self._association.stop())
         self._transport.transmit = None
+        # aiortc's association is a cycle, and shall not keep who was called back.
+        self.on_open = self.on_closed = lambda _: None
+        self.on_message = lambda _label, _message: None
 
     def note_open(self, channel: RTCDataChannel) -> None:
         """Of the association: a channel can be used."""

@@ -65,6 +65,37 @@ class PeerEvents(Protocol):
         """Nothing more will come: `Peer.close` is to be called."""
 
 
+class _Nobody:
+    """Hears nothing of a peer that is closed."""
+
+    def checked(self) -> None:
+        pass
+
+    def selected(self, address: Address) -> None:
+        pass
+
+    def restarted(self, old_ufrag: str) -> None:
+        pass
+
+    def secured(self) -> None:
+        pass
+
+    def alive(self) -> None:
+        pass
+
+    def hear(self, pcm: bytes, at: int, concealed: bool) -> None:
+        pass
+
+    def channel_opened(self, label: str) -> None:
+        pass
+
+    def receive(self, label: str, message: str | bytes) -> None:
+        pass
+
+    def closed(self, reason: str) -> None:
+        pass
+
+
 class Peer:
     """One client, from its first check to its end. Made by a session; ended by `close`.
 
@@ -91,7 +122,7 @@ class Peer:
         """Whether audio is sent at all."""
         self.dropped = 0
         """Packets that were no media of this client: before the keys, forged, replayed, garbage."""
-        self._events = events
+        self._events: PeerEvents = events
         self._has_audio = offer.audio is not None
         self._metronome = metronome
         self._loop = asyncio.get_running_loop()
@@ -153,6 +184,13 @@ class Peer:
                 timer.cancel()
         self.channel.close()
         self.channel.on_datagram = self.channel.on_event = None
+        # What leads back from here would keep the codecs until the garbage collector comes, which
+        # does not count what libopus, libsrtp and OpenSSL hold: 100 KB.
+        self._data = None
+        self._events = _Nobody()
+        self.sender.on_drained = None
+        if self.receiver is not None:
+            self.receiver.close()
 
     # ICE.
 

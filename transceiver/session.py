@@ -444,6 +444,7 @@ class Session:
         except Exception:
             log.exception("session %s: its backend failed to close", self.id)
             self.backend_failure = "raised"
+        self._conversation.close()
         for ufrag in list(self._routed):
             self._remove_route(ufrag)
         await asyncio.gather(*self._removals)

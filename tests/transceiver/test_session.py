@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tracemalloc
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -417,6 +418,24 @@ async def test_a_route_that_could_not_be_removed_goes_when_the_agent_is_back(
     assert len(agent.routes) == 1
     await transceiver.registration._renew()
     assert not agent.routes
+
+
+async def test_the_codecs_of_a_call_that_ended_do_not_wait_for_the_garbage_collector(
+    transceiver: Transceiver,
+) -> None:
+    """It does not count what libopus, libsrtp and OpenSSL hold, and would come too late."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with Caller(transceiver.http_url, KEY, samples=speech(0.5)) as caller:
+            await caller.connected()
+            codecs = weakref.ref(only(transceiver)._peer.sender)
+            await eventually(lambda: len(caller.heard) > 10)
+            assert await caller.delete() == 200
+            await eventually(lambda: len(transceiver.sessions) == 0)
+            await eventually(lambda: codecs() is None)
+    finally:
+        gc.enable()
 
 
 async def test_a_hundred_calls_leave_nothing_behind(transceiver: Transceiver) -> None:

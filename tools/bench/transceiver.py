@@ -369,7 +369,7 @@ class _Bench:
         slope = growth([each["sessions"] for each in points], [each["bytes"] for each in points])
         rounds.add("ours.growth", slope)
         for what in ("tasks", "descriptors"):
-            rounds.add(f"ours.left.{what}", points[-1][what] - points[0][what])
+            rounds.add(f"ours.left.{what}", points[-1][what] - points[_EARLY][what])
         return points
 
     def _come(self, server: Server, count: int) -> State:

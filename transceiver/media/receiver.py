@@ -45,6 +45,10 @@ _RETIRED = 1.0  # s of silence after which an SSRC that was left may come back
 _ABANDONED = 30.0  # s of DTX without any packet
 
 
+def _drop(_pcm: bytes, _at: int, _concealed: bool) -> None:
+    pass
+
+
 class AudioReceiver:
     """One incoming stream of Opus. All times are of one monotonic clock, in seconds.
 
@@ -96,6 +100,10 @@ class AudioReceiver:
         self._silence_due = 0.0
         self._missed: dict[int, float] = {}
         self._begin(0, 0)
+
+    def close(self) -> None:
+        """Deliver nothing from now on, and let go of who was delivered to."""
+        self._deliver = _drop
 
     # What a stream has of its own.
 
