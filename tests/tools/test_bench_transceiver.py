@@ -291,9 +291,7 @@ def test_a_run_says_at_which_loads_and_shows_it(measured: Report) -> None:
     assert {name: len(each) for name, each in measured.facts["loads"].items()} == {
         **{"stock": 1, "ours": 1}
     }
-    assert [point["sessions"] for point in measured.facts["memory"]["come_and_gone"]] == [
-        *range(0, 21, 2)
-    ]
+    assert [point["sessions"] for point in measured.facts["come_and_gone"]] == [*range(0, 21, 2)]
 
     said = io.StringIO()
     show(Console(file=said, width=200), measured, hold(measured, read_targets("transceiver")))

@@ -91,7 +91,7 @@ def _show_calls(console: Console, report: Report) -> None:
     )
     codec = [_range(facts["codec"], f"{what}_us", ".0f") for what in ("decoding", "encoding")]
     console.print(f"libopus takes {codec[0]} µs to decode a packet, {codec[1]} µs to encode one")
-    points = facts["memory"]["come_and_gone"]
+    points = facts["come_and_gone"]
     console.print(
         grid(
             "memory of the transceiver",
@@ -165,7 +165,7 @@ def _base(report: Report, case: Case) -> str | None:
 
 
 def _rounds(report: Report) -> str:
-    return f"{len(report.cases[0].rounds)} rounds"
+    return f"{max(len(case.rounds) for case in report.cases)} rounds"
 
 
 def _numbers(case: Case, bench: str) -> tuple[str, ...]:
@@ -188,7 +188,7 @@ def _show_facts(console: Console, report: Report) -> None:
                 ],
             )
         )
-    if "memory" in facts and report.bench != "transceiver":
+    if "memory" in facts:
         console.print(
             grid(
                 "memory of the maps",

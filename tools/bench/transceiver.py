@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from loader.errors import ShuntError
 from tools.bench.alone import alone
@@ -64,7 +63,7 @@ class Scale:
     most: int = 500
 
 
-_QUICK = Scale(rounds=2, talk_s=3.0, setups=10, idle=50, gone=500, codec_s=0.7)
+_QUICK = Scale(rounds=2, talk_s=3.0, setups=10, gone=500, codec_s=0.7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +132,12 @@ def run(
         stack.enter_context(place())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shunt-bench-")))
         bench = _Bench(wanted, folder, min(cpus - {cpu}, default=cpu), stack, progress)
-        bench.start()
         rounds = _Rounds()
+        bench.start(rounds)
         for number in range(wanted.rounds):
             progress(f"bench transceiver: round {number + 1} of {wanted.rounds}")
             bench.measure(rounds, number)
-        memory = bench.memory(rounds)
+        points = bench.come_and_go(rounds)
         facts = {
             **machine(None, cpu),
             "servers_on_cpu": bench.cpu,
@@ -146,7 +145,8 @@ def run(
             "refused": bench.refused,
             "loads": bench.loads,
             "codec": bench.codec,
-            "memory": memory,
+            "come_and_gone": points,
+            "idle": wanted.idle,
         }
     return Report("transceiver", "each its own", _cases(rounds), facts)
 
@@ -174,12 +174,13 @@ class _Bench:
         self._clients = Clients(CALLER_HOST, CALLERS)
         stack.callback(self._clients.close)
 
-    def start(self) -> None:
+    def start(self, rounds: _Rounds) -> None:
         self._progress("bench transceiver: a server of each kind")
         for name in _SUBJECTS:
             self._servers[name] = self._serve(name)
         for server in self._servers.values():
             server.ready()
+        self.take_idle(rounds)
         for name in _SUBJECTS:
             self._progress(f"bench transceiver: how many calls {name} takes")
             self._find(name)
@@ -331,26 +332,25 @@ class _Bench:
 
     # Memory.
 
-    def memory(self, rounds: _Rounds) -> dict[str, Any]:
-        """Of an idle session; and how it goes as sessions come and go."""
-        found: dict[str, Any] = {}
-        for name in _SUBJECTS:
+    def take_idle(self, rounds: _Rounds) -> None:
+        """Memory of an idle session. To be asked first: later, sessions take what others left."""
+        for name, server in self._servers.items():
             self._progress(f"bench transceiver: memory, {name}")
-            server, scale = self._servers[name], self._scale
             server.become(Habit.SILENT)
+            self._come(server, 1)
             before = server.memory_bytes()
             lines = self._clients.connect(
-                server.callee, scale.idle, at_once=scale.at_once, packets=()
+                server.callee, self._scale.idle, at_once=self._scale.at_once, packets=()
             )
-            each = (server.memory_bytes() - before) / scale.idle
+            each = (server.memory_bytes() - before) / self._scale.idle
             self._hang_up(server, lines)
+            server.become(Habit.SPEAKING)
             rounds.add(f"{name}.memory", each / 1024)
-            found[name] = {"idle": scale.idle, "bytes_a_session": each}
-        found["come_and_gone"] = self._come_and_go(rounds)
-        return found
 
-    def _come_and_go(self, rounds: _Rounds) -> list[dict[str, float]]:
+    def come_and_go(self, rounds: _Rounds) -> list[dict[str, float]]:
+        """What stays, as sessions come and go."""
         server, scale = self._servers["ours"], self._scale
+        server.become(Habit.SILENT)
         each = scale.gone // _STEPS
         points: list[dict[str, float]] = []
         for step in range(_STEPS + 1):
