@@ -28,6 +28,12 @@ RECEIVE_BUFFER = 4 << 20
 SEND_BUFFER = 1 << 20
 MAX_BATCH = 64
 """Datagrams read before the loop may turn to something else."""
+LOOK = 0.002
+"""Seconds between two looks at a busy socket. A turn of the loop costs half of what a packet does:
+so what comes one by one, and often, is not waited for, but fetched. A step of the metronome."""
+HASTE = 50
+"""Datagrams in a row that came within `LOOK` of each other before the socket counts as busy, and
+looks that found one or none before it does not."""
 MAX_DATAGRAM = 2048
 """Bytes read of one. WebRTC's are below 1280 bytes; what is longer is cut off, and then is not
 authentic, whatever it is."""
@@ -54,6 +60,9 @@ class SharedSocket:
         self._loop = asyncio.get_running_loop()
         self._socket = bound
         self._batch = 1
+        self._read_at = 0.0
+        self._haste = 0
+        self._looking: asyncio.TimerHandle | None = None
         self._is_ipv6 = bound.family == socket.AF_INET6
         bound.setblocking(False)
         _set_options(bound)
@@ -98,6 +107,8 @@ class SharedSocket:
         """End all channels and the socket. May be called again."""
         for channel in list(self._channels.values()):
             channel.close()
+        if self._looking is not None:
+            self._looking.cancel()
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
@@ -132,24 +143,48 @@ class SharedSocket:
             self.dropped["send_error"] += 1
 
     def _read(self) -> None:
-        """Take what has come, as long as the last turn suggests that there is more.
+        """The socket is readable: take what the last turn suggests that there is.
 
         Asking an empty socket costs a third of a turn of the loop, so one that brings single
-        datagrams is asked in vain only every other time, and a busy one once in a batch.
+        datagrams is asked in vain only every other time.
         """
-        for count in range(self._batch):
+        now = self._loop.time()
+        self._haste = self._haste + 1 if now - self._read_at < LOOK else 0
+        self._read_at = now
+        taken = self._take(self._batch)
+        self._batch = min(2 * taken, MAX_BATCH) if taken == self._batch else max(1, taken)
+        if self._haste == HASTE and self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket.fileno())
+            self._looking = self._loop.call_at(now + LOOK, self._look)
+
+    def _look(self) -> None:
+        """Take what there is on a busy socket, or go back to being told when there is something."""
+        now = self._loop.time()
+        taken = self._take(MAX_BATCH)
+        if self._socket.fileno() < 0:
+            return
+        self._haste = min(self._haste + 1, HASTE) if taken > 1 else self._haste - 1
+        if self._haste > 0:
+            pause = 0.0 if taken == MAX_BATCH else LOOK
+            self._looking = self._loop.call_at(now + pause, self._look)
+        else:
+            self._looking = None
+            self._loop.add_reader(self._socket.fileno(), self._read)
+
+    def _take(self, most: int) -> int:
+        """Hand on at most *most* datagrams; how many there were."""
+        for count in range(most):
             try:
                 data, source = self._socket.recvfrom(MAX_DATAGRAM)
             except BlockingIOError:
-                self._batch = max(1, count)
-                return
+                return count
             except OSError:
                 self.dropped["receive_error"] += 1
                 continue
             self._receive(data, _plain(*source[:2]) if self._is_ipv6 else source)
             if self._socket.fileno() < 0:
-                return  # closed by who got it
-        self._batch = min(2 * self._batch, MAX_BATCH)
+                return count  # closed by who got it
+        return most
 
     def _receive(self, data: bytes, source: Address) -> None:
         now = self._loop.time()

