@@ -26,11 +26,11 @@ from transceiver.dtls import Certificate
 from transceiver.ice import Credentials
 from transceiver.media.metronome import Metronome
 from transceiver.media.receiver import AudioReceiver
-from transceiver.media.sender import AudioSender
+from transceiver.media.sender import BITRATE, AudioSender
 from transceiver.peer import Peer
 from transceiver.sdp import answer as sdp_answer
 from transceiver.sdp import offer as sdp_offer
-from transceiver.sdp.offer import Offer, OfferError
+from transceiver.sdp.offer import Audio, Offer, OfferError
 from transceiver.shared_socket import SharedSocket
 from transceiver.stun import Address, text
 from transceiver.timeline import Moment, Timeline
@@ -39,6 +39,9 @@ __all__ = ["Limits", "Routes", "Session", "State", "Surroundings", "UnavailableE
 
 GOODBYE_LIMIT = 3.0
 """Seconds that a backend gets to close."""
+
+LEAST_BITRATE = 6000
+"""Bit/s, the lowest that Opus has (RFC 7587 section 6.1)."""
 
 DEFAULT_PAYLOAD_TYPE = 111
 """Of a sender whose client wants no audio, and so never gets a packet of it."""
@@ -370,6 +373,7 @@ class Session:
             passthrough=wanted.passthrough,
             fec=audio is not None and audio.fec,
             dtx=audio is not None and audio.dtx,
+            bitrate=_bitrate(audio),
             sequence=secrets.randbits(15),  # RFC 3711 section 3.3.1: the first wrap is far away
             timestamp=secrets.randbits(32),
         )
@@ -457,6 +461,13 @@ class Session:
         removal = self._loop.create_task(self._routes.remove(ufrag), name=f"no route {ufrag}")
         self._removals.add(removal)
         removal.add_done_callback(self._removals.discard)
+
+
+def _bitrate(audio: Audio | None) -> int:
+    """Bit/s to encode to: no more than the client wants (maxaveragebitrate, RFC 7587)."""
+    if audio is None or audio.max_bitrate is None:
+        return BITRATE
+    return max(LEAST_BITRATE, min(BITRATE, audio.max_bitrate))
 
 
 def _payload_type(offer: Offer) -> int | None:

@@ -30,7 +30,7 @@ from transceiver.ice import Credentials
 from transceiver.sdp import offer as sdp_offer
 from transceiver.sdp.offer import Offer, OfferError
 from transceiver.server import Transceiver, TransceiverConfig
-from transceiver.session import Limits, Session, State, UnavailableError
+from transceiver.session import Limits, Session, State, UnavailableError, _bitrate
 from transceiver.stun import Address
 from transceiver.timeline import Moment
 
@@ -460,6 +460,16 @@ async def test_a_hundred_calls_leave_nothing_behind(transceiver: Transceiver) ->
 
 
 # Clients that want less, and backends that want packets.
+
+
+@pytest.mark.parametrize(
+    ("wanted", "bitrate"),
+    [("", 64000), (";maxaveragebitrate=20000", 20000), (";maxaveragebitrate=510000", 64000),
+     (";maxaveragebitrate=1", 6000)],
+)  # fmt: skip
+def test_a_client_gets_no_more_bits_than_it_wants(wanted: str, bitrate: int) -> None:
+    text = OFFER.replace("useinbandfec=1", f"useinbandfec=1{wanted}")
+    assert _bitrate(sdp_offer.parse(text).audio) == bitrate
 
 
 class Mirror:

@@ -41,13 +41,17 @@ _SYSTEM = "libopus.so.0"
 _MAX_TICKS = 5760  # 120 ms, the longest packet there may be (RFC 6716 section 3.4, R5)
 _MAX_PACKET = 1275 * 6 + 7  # of six frames of 20 ms; one of ours has one
 _MAX_FRAMES = 48
+_SILK_COMPLEXITY = 5
+_ENOUGH = 40000  # bit/s, for CELT to do without SILK
 
-_VOIP = 2048
+_AUDIO = 2049
 _SET_BITRATE = 4002
 _SET_COMPLEXITY = 4010
 _SET_INBAND_FEC = 4012
 _SET_PACKET_LOSS = 4014
 _SET_DTX = 4016
+_SET_SIGNAL = 4024
+_AUTO, _VOICE = -1000, 3001
 _RESET_STATE = 4028
 
 # PCM and packets are declared as bytes, so that `bytes` objects are passed without a copy.
@@ -134,6 +138,12 @@ def version() -> str:
 class Encoder:
     """Packets of 2.5 to 60 ms from mono PCM at *rate*, for speech.
 
+    Opus has two coders (RFC 6716 section 2). SILK does well with few bits, and alone has in-band
+    FEC; CELT takes a third of SILK's CPU, and needs half as many bits again. So it is CELT's turn
+    while nothing is lost and *bitrate* is enough for it (40 kbit/s), and else SILK's, with CELT
+    above 8 kHz. libopus makes the change without a seam. *complexity* is CELT's; for SILK it is 5
+    at most, which costs more than CELT at 10.
+
     *bitrate* in bit/s; *complexity* 0 to 10; *fec*: that a packet may carry its predecessor once
     more, which it does as long as `expect_loss` says that some are lost; *dtx*: that silence
     becomes packets of at most two bytes, not to be sent. Not to be called by two threads at once.
@@ -145,7 +155,7 @@ class Encoder:
         library = _library()
         self._lib, self._ffi = library.lib, library.ffi
         error = self._ffi.new("int *")
-        state = self._lib.opus_encoder_create(rate, 1, _VOIP, error)
+        state = self._lib.opus_encoder_create(rate, 1, _AUDIO, error)
         if error[0]:
             raise ValueError(f"no encoder for {rate} Hz: {library.error(error[0])}")
         self._state = self._ffi.gc(state, self._lib.opus_encoder_destroy)
@@ -154,9 +164,12 @@ class Encoder:
         self._packet = self._ffi.new(f"unsigned char[{_MAX_PACKET}]")
         self._bytes: _Buffer = self._ffi.buffer(self._packet)
         self._set(_SET_BITRATE, bitrate)
-        self._set(_SET_COMPLEXITY, complexity)
+        self._complexity = complexity
         self._set(_SET_INBAND_FEC, int(fec))
         self._set(_SET_DTX, int(dtx))
+        self._is_thrifty = bitrate < _ENOUGH
+        self._fec = fec
+        self._choose(silk=self._is_thrifty)
 
     def encode(self, pcm: bytes) -> bytes:
         """One packet of all of *pcm*, s16le: 2.5, 5, 10, 20, 40 or 60 ms. Raises ValueError for
@@ -171,11 +184,18 @@ class Encoder:
 
     def expect_loss(self, fraction: float) -> None:
         """The fraction of packets that get lost, 0 to 1: how much goes into in-band FEC."""
-        self._set(_SET_PACKET_LOSS, max(0, min(100, round(100 * fraction))))
+        percent = max(0, min(100, round(100 * fraction)))
+        self._set(_SET_PACKET_LOSS, percent)
+        self._choose(silk=self._is_thrifty or (self._fec and percent > 0))
 
     def reset(self) -> None:
         """As new, with its settings."""
         self._lib.opus_encoder_ctl(self._state, _RESET_STATE)
+
+    def _choose(self, *, silk: bool) -> None:
+        most = _SILK_COMPLEXITY if silk else self._complexity
+        self._set(_SET_COMPLEXITY, min(self._complexity, most))
+        self._set(_SET_SIGNAL, _VOICE if silk else _AUTO)
 
     def _set(self, request: int, value: int) -> None:
         code = self._lib.opus_encoder_ctl(self._state, request, self._ffi.cast("int32_t", value))

@@ -13,8 +13,9 @@ from transceiver.media.playout import FRAME, Flushed, PacketPlayout, PcmPlayout
 
 __all__ = ["BITRATE", "COMPLEXITY", "AudioSender"]
 
-BITRATE = 32000
-COMPLEXITY = 5
+BITRATE = 64000
+"""Bit/s, unless the client says that it wants less."""
+COMPLEXITY = 10
 
 _FRAME_TICKS = opus.CLOCK // 50
 _TAIL = 3  # frames of silence that are encoded after the last one said

@@ -1,6 +1,7 @@
 """libopus as Shunt binds it, on speech, on what is lost, and on bytes that are no packets."""
 
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -114,8 +115,9 @@ def test_fec_is_seen_in_packets_of_every_length(ms: int) -> None:
     assert sum(map(opus.has_fec, packets)) > len(packets) // 2
 
 
-def test_dtx_makes_silence_a_header() -> None:
-    coder = encoder(dtx=True)
+@pytest.mark.parametrize("bitrate", [24000, 64000])
+def test_dtx_makes_silence_a_header(bitrate: int) -> None:
+    coder = opus.Encoder(24000, bitrate=bitrate, complexity=10, dtx=True)
 
     packets = [coder.encode(bytes(960)) for _ in range(50)]
 
@@ -242,3 +244,61 @@ def test_silence_is_silence_for_any_decoder() -> None:
 
     assert level(decoder.decode(opus.SILENCE)) == 0
     assert opus.duration(opus.SILENCE) == 960
+
+
+# Which of the two coders it is: the configuration in a packet's first five bits (RFC 6716 section
+# 3.1) is 16 or more for CELT, and less for SILK, alone or with CELT above it.
+
+
+def coders(coder: opus.Encoder) -> set[str]:
+    return {"CELT" if coder.encode(frame)[0] >> 3 >= 16 else "SILK" for frame in speech_frames()}
+
+
+def speech_frames() -> list[bytes]:
+    return frames(24000)[:20]
+
+
+def test_while_nothing_is_lost_it_is_the_cheap_coder() -> None:
+    assert coders(opus.Encoder(24000, bitrate=64000, complexity=10, fec=True)) == {"CELT"}
+
+
+def test_loss_brings_the_coder_that_has_fec_and_its_end_the_other_one_back() -> None:
+    coder = opus.Encoder(24000, bitrate=64000, complexity=10, fec=True)
+    coder.expect_loss(0.01)
+    coders(coder)  # the first packets are of the change
+    assert coders(coder) == {"SILK"}
+    assert any(opus.has_fec(coder.encode(frame)) for frame in speech_frames())
+    coder.expect_loss(0.0)
+    coders(coder)
+    assert coders(coder) == {"CELT"}
+
+
+def test_a_client_without_fec_gets_the_cheap_coder_whatever_is_lost() -> None:
+    coder = opus.Encoder(24000, bitrate=64000, complexity=10, fec=False)
+    coder.expect_loss(0.2)
+    coders(coder)
+    assert coders(coder) == {"CELT"}
+
+
+def test_for_few_bits_it_is_the_coder_of_speech() -> None:
+    assert coders(opus.Encoder(24000, bitrate=24000, complexity=10, fec=True)) == {"SILK"}
+
+
+def test_nothing_is_heard_of_the_change_between_them() -> None:
+    coder = opus.Encoder(24000, bitrate=64000, complexity=10, fec=True)
+    decoder = opus.Decoder(24000)
+    tone = frames_of_a_tone(60)
+    heard = b""
+    for number, frame in enumerate(tone):
+        coder.expect_loss(0.05 if 20 <= number < 40 else 0.0)
+        heard += decoder.decode(coder.encode(frame))
+    levels = [level(heard[at : at + 960]) for at in range(4 * 960, len(heard), 960)]
+    assert max(levels) / min(levels) < 1.3
+
+
+def frames_of_a_tone(count: int) -> list[bytes]:
+    """440 Hz."""
+    samples = range(count * 480)
+    wave = [round(8000 * math.sin(2 * math.pi * 440 * at / 24000)) for at in samples]
+    sound = struct.pack(f"<{len(wave)}h", *wave)
+    return [sound[at : at + 960] for at in range(0, len(sound), 960)]

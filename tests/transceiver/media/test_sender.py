@@ -111,7 +111,7 @@ def test_the_end_of_an_utterance_comes_out_whole() -> None:
     decoder = opus.Decoder(24000)
     heard = b"".join(map(decoder.decode, ticking.payloads))
     assert level(heard[10 * 960 : 10 * 960 + 240]) > 2000  # Opus is 6.5 ms behind
-    assert level(heard[12 * 960 :]) < 50
+    assert level(heard[12 * 960 :]) < 100  # of 16384
 
 
 # While nothing is said.
@@ -132,7 +132,7 @@ def test_without_dtx_silence_is_sent_all_the_time_and_encoded_only_at_first(
     assert len(set(ticking.payloads[13:])) == 1
     decoder = opus.Decoder(24000)
     heard = [decoder.decode(payload) for payload in ticking.payloads]
-    assert level(b"".join(heard[14:])) < 2
+    assert level(b"".join(heard[14:])) < 10  # of 32768
     assert ticking.markers == [0]
 
 
