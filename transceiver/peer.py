@@ -117,7 +117,13 @@ class Peer:
         self.channel = channel
         self.sender = sender
         self.receiver = receiver
-        self.reports = Reports(sender=sender, receiver=receiver, cname=cname, wall=time.time)
+        self.reports = Reports(
+            sender=sender,
+            receiver=receiver,
+            cname=cname,
+            wall=time.time,
+            is_full=lambda: metronome.is_full,
+        )
         self.is_heard = False
         """Whether audio is sent at all."""
         self.dropped = 0

@@ -24,10 +24,6 @@ REMEMBERED = 1000
 CERTIFICATE_MARGIN = datetime.timedelta(days=7)
 """A session that begins now must be over when its certificate is."""
 
-OWN_SHARE = 0.3
-"""The part of a core that this process must be using to be called full when it does not keep pace:
-one that is starved by others has room for another call as soon as they let it."""
-
 BUSY, FULL, DRAINING = 2, 5, 5
 """Seconds after which another try may do."""
 
@@ -182,7 +178,7 @@ class Sessions:
             raise self._refusal("draining", "this transceiver is draining", DRAINING)
         if len(self) >= self._capacity:
             raise self._refusal("full", f"all {self._capacity} sessions are taken", FULL)
-        if self._metronome.is_behind and self._metronome.share > OWN_SHARE:
+        if self._metronome.is_full:
             raise self._refusal("busy", "the sessions that are take all there is of this CPU", BUSY)
         if not self._routes.vips:
             raise self._refusal("relay", "no relay has taken this transceiver in yet", 1)

@@ -16,6 +16,10 @@ __all__ = ["Handle", "Loop", "Metronome", "Tick"]
 Tick = Callable[[float], object]
 """Called with the time at which it was due, which is a little before the time it is."""
 
+OWN_SHARE = 0.3
+"""The part of a core that a process must be using to be called full when it does not keep pace: one
+that is starved by others has room for another call as soon as they let it."""
+
 _PHASES = 10
 _CAUGHT_UP = 3  # ticks
 _BEHIND, _IN_PACE = 0.010, 0.004  # s of lateness: half a frame; what a loop under load is used to
@@ -81,6 +85,11 @@ class Metronome:
 
     def __len__(self) -> int:
         return sum(map(len, self._phases))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is behind because of what its own process does: there should be no more."""
+        return self.is_behind and self.share > OWN_SHARE
 
     def add(self, tick: Tick) -> Handle:
         """From now on, or 20 ms later, until the handle is cancelled. RuntimeError once closed."""

@@ -21,7 +21,9 @@ INTERVAL = 5.0
 
 class Reports:
     """Makes and reads the compound packets of one session. No I/O; *now* is monotonic seconds,
-    *wall* tells those since 1970."""
+    *wall* tells those since 1970. *is_full*: whether there is no CPU to spare. FEC takes two to
+    three times as much, so what a client loses is then not made up for: a bad moment of the
+    network's must not become an overload, and that one everybody's."""
 
     def __init__(
         self,
@@ -30,6 +32,7 @@ class Reports:
         receiver: AudioReceiver | None,
         cname: str,
         wall: Callable[[], float],
+        is_full: Callable[[], bool] = lambda: False,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.rtt: float | None = None
@@ -41,6 +44,7 @@ class Reports:
         self._receiver = receiver
         self._cname = cname
         self._wall = wall
+        self._is_full = is_full
         self._draw = draw
         self._due_at: float | None = None
         self._sent_before = 0
@@ -79,7 +83,7 @@ class Reports:
 
     def _learn(self, block: rtcp.ReportBlock) -> None:
         self.loss = block.fraction_lost
-        self._sender.set_loss(block.fraction_lost)
+        self._sender.set_loss(0.0 if self._is_full() else block.fraction_lost)
         rtt = rtcp.round_trip(block, rtcp.ntp(self._wall()))
         if rtt is not None:
             self.rtt = rtt

@@ -2,6 +2,7 @@
 
 import itertools
 
+from tests.transceiver.media.speech import frames
 from transceiver.media import opus, rtcp, rtp
 from transceiver.media.receiver import AudioReceiver
 from transceiver.media.reports import INTERVAL, Reports
@@ -23,9 +24,20 @@ def make_receiver() -> AudioReceiver:
     )
 
 
-def make_reports(sender: AudioSender, receiver: AudioReceiver | None, draw: float = 0.5) -> Reports:
+def make_reports(
+    sender: AudioSender,
+    receiver: AudioReceiver | None,
+    draw: float = 0.5,
+    *,
+    is_full: bool = False,
+) -> Reports:
     return Reports(
-        sender=sender, receiver=receiver, cname="name", wall=lambda: WALL, draw=lambda: draw
+        sender=sender,
+        receiver=receiver,
+        cname="name",
+        wall=lambda: WALL,
+        is_full=lambda: is_full,
+        draw=lambda: draw,
     )
 
 
@@ -94,6 +106,21 @@ def test_loss_and_round_trip_are_learnt_from_reports_of_our_stream_only() -> Non
     assert reports.loss == 0.25
     assert reports.rtt is not None
     assert abs(reports.rtt - 0.1) < 0.001
+
+
+def test_loss_is_made_up_for_unless_there_is_no_cpu_for_it() -> None:
+    """By SILK, whose configurations are below 16 (RFC 6716 section 3.1), as it alone has FEC."""
+    lossy = rtcp.build(
+        [rtcp.ReceiverReport(THEIRS, (rtcp.ReportBlock(OURS, 0.25, 5, 9, 0, 0, 0),))]
+    )
+    for is_full, has_fec in ((False, True), (True, False)):
+        sender = make_sender()
+        reports = make_reports(sender, None, is_full=is_full)
+        reports.receive(lossy, 1.0)
+        assert reports.loss == 0.25
+        sender.say(b"".join(frames(24000)[:30]))
+        packets = [sender.tick(number / 50) or b"" for number in range(30)]
+        assert all(packet[12] >> 3 < 16 for packet in packets[5:]) is has_fec
 
 
 def test_garbage_is_counted_and_changes_nothing() -> None:
