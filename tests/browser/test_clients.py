@@ -58,8 +58,7 @@ async def calls(config: TransceiverConfig, bundles: Path) -> AsyncIterator["Call
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    assert site._server is not None
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+    port = runner.addresses[0][1]
     async with (
         Transceiver(replace(config, backend="parrot")) as talking,
         Transceiver(replace(config, id="x2")) as echoing,

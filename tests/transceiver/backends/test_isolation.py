@@ -246,8 +246,10 @@ async def test_who_computes_without_end_is_ended_with_its_thread() -> None:
             pass
 
     bad = isolated("bad", doing(hear=hear), Bounds(hang=0.1, close=0.05))
+    before = set(threading.enumerate())  # those of the tests before may still be ending
     async with session_of(isolated("good", Author)) as other, session_of(bad) as session:
-        (thread,) = [each for each in threading.enumerate() if each.name == "backend bad"]
+        threads = [each for each in threading.enumerate() if each.name == "backend bad"]
+        (thread,) = set(threads) - before
         while session.conversation.ended is None:
             session.hear(FRAME)
             await asyncio.sleep(0.01)
@@ -257,7 +259,9 @@ async def test_who_computes_without_end_is_ended_with_its_thread() -> None:
 
 
 async def test_who_hangs_in_start_is_ended_too(gate: threading.Event) -> None:
-    start = lambda self, conversation: gate.wait()  # noqa: E731
+    def start(self: object, conversation: object) -> None:
+        gate.wait()
+
     bad = isolated("bad", doing(start=start), Bounds(hang=0.1, close=0.05))
     async with session_of(bad) as session:
         while session.conversation.ended is None:
@@ -284,7 +288,9 @@ async def test_who_sleeps_for_a_moment_hears_the_newest_and_knows_what_it_missed
 
 
 async def test_messages_that_are_not_taken_end_the_session(gate: threading.Event) -> None:
-    receive = lambda self, label, message: gate.wait()  # noqa: E731
+    def receive(self: object, label: str, message: str | bytes) -> None:
+        gate.wait()
+
     bad = isolated("bad", doing(receive=receive), Bounds(close=0.05))
     async with session_of(bad) as session:
         for _ in range(MAX_MESSAGES + 2):
