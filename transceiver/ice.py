@@ -312,11 +312,6 @@ class IceSession:
         """Where authentic checks came from, the selected one among them; at most `MAX_PATHS`."""
         return list(self._paths)
 
-    @property
-    def heard_at(self) -> float | None:
-        """When anything last came from the client, on any path."""
-        return max((path.heard_at for path in self._paths.values()), default=None)
-
     def heard_from(self, source: Address) -> float | None:
         """When anything last came from *source*; None if it is no path."""
         path = self._paths.get(source)

@@ -74,7 +74,7 @@ def test_a_wrong_password_binds_nothing(socket: Socket) -> None:
     socket.receive(forged, HERE)
     assert socket.owner(HERE) is None
     assert socket.demultiplexer.dropped["refused_stun"] == 1
-    assert session.heard_at is None
+    assert session.heard_from(HERE) is None
 
 
 def test_an_address_in_use_is_not_stolen_by_a_forged_source(socket: Socket) -> None:

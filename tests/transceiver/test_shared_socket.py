@@ -278,7 +278,6 @@ async def test_consent_that_ends_closes_the_channel_and_is_told(client: Client) 
     async with asyncio.timeout(TIMEOUT):
         await channel.wait_closed()
     assert events == [ConsentLost()]
-    assert channel.consent_lost
     assert not shared.demultiplexer._bound
     shared.close()
 
