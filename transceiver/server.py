@@ -6,7 +6,6 @@ import errno
 import ipaddress
 import logging
 import os
-import re
 import resource
 import signal
 import socket
@@ -23,10 +22,11 @@ from transceiver import backends, signaling
 from transceiver.ice import IceTiming
 from transceiver.registration import Registration
 from transceiver.session import Limits
+from transceiver.sessionid import is_owner
 from transceiver.sessions import Sessions
 from transceiver.shared_socket import SharedSocket
 from transceiver.signaling import make_app
-from transceiver.stun import Address, text
+from transceiver.stun import Address, endpoint, text
 
 __all__ = [
     "Transceiver",
@@ -75,7 +75,7 @@ class TransceiverConfig:
     ice: IceTiming = field(default_factory=IceTiming)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.id):
+        if not is_owner(self.id):
             raise ShuntError(
                 f"transceiver id {self.id!r} is not valid", "use up to 63 of A-Z a-z 0-9 . _ -"
             )
@@ -227,16 +227,12 @@ async def _first(lease: asyncio.Task[None], *others: Coroutine[Any, Any, object]
 
 def _endpoint(text: str, option: str) -> Address:
     """HOST:PORT, the host an IP address, IPv6 in brackets."""
-    host, _, port = text.rpartition(":")
     try:
-        address = str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
-        if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-            raise ValueError(f"not a port: {port!r}")
+        return endpoint(text)
     except ValueError as error:
         raise ShuntError(
             f"{option} {text!r} is not IP:PORT", f"write e.g. {option} 198.18.1.11:8080"
         ) from error
-    return address, int(port)
 
 
 def _agent(config: TransceiverConfig) -> AgentClient:

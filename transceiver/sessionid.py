@@ -6,9 +6,15 @@ rtc_<22 characters of 128 random bits>.<transceiver id>
 import re
 import secrets
 
-__all__ = ["fresh", "owner_of"]
+__all__ = ["fresh", "is_owner", "owner_of"]
 
-ID = re.compile(r"rtc_[A-Za-z0-9_-]{22}\.([A-Za-z0-9][A-Za-z0-9._-]{0,62})")
+OWNER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+ID = re.compile(rf"rtc_[A-Za-z0-9_-]{{22}}\.({OWNER})")
+
+
+def is_owner(id: str) -> bool:
+    """Whether a transceiver may have that id."""
+    return re.fullmatch(OWNER, id) is not None
 
 
 def fresh(owner: str) -> str:

@@ -5,6 +5,8 @@ Says whether a message is well formed and authentic; what to do about it is `tra
 
 import hashlib
 import hmac
+import ipaddress
+import re
 import socket
 import struct
 import zlib
@@ -20,6 +22,7 @@ __all__ = [
     "binding_error",
     "binding_request",
     "binding_success",
+    "endpoint",
     "header",
     "parse",
     "text",
@@ -34,6 +37,16 @@ def text(address: Address) -> str:
     """HOST:PORT, IPv6 in brackets."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def endpoint(text: str) -> Address:
+    """The address that IP:PORT is, IPv6 in brackets; ValueError if it is none. The reverse of
+    `text`."""
+    host, _, port = text.rpartition(":")
+    address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError(f"not a port: {port!r}")
+    return str(address), int(port)
 
 
 MAGIC_COOKIE = 0x2112A442

@@ -35,7 +35,7 @@ from transceiver.server import (
     reachable,
     serve_until,
 )
-from transceiver.stun import text
+from transceiver.stun import endpoint, text
 
 __all__ = ["MAX_WORKERS", "assignments", "run", "supervise"]
 
@@ -95,7 +95,7 @@ def assignments(config: TransceiverConfig, count: int) -> list[TransceiverConfig
     cannot be so many."""
     if not 1 <= count <= MAX_WORKERS:
         raise ShuntError(f"{count} workers cannot be", f"give --workers 1 to {MAX_WORKERS}")
-    udp, http = _split(config.udp), _split(config.http)
+    udp, http = endpoint(config.udp), endpoint(config.http)
     host, _ = reachable(http, udp)
     workers = []
     for number in range(count):
@@ -310,11 +310,6 @@ def _reason(status: int) -> str:
     if status < 0:
         return signal.Signals(-status).name
     return f"exit status {status}"
-
-
-def _split(endpoint: str) -> tuple[str, int]:
-    host, _, port = endpoint.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 # The worker's side.

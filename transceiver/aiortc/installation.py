@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import ipaddress
 import logging
-import re
 import struct
 from collections import Counter
 from dataclasses import dataclass, field
@@ -26,8 +25,9 @@ from loader.errors import ShuntError
 from transceiver.aiortc.connection import Connection
 from transceiver.ice import Credentials, IceTiming
 from transceiver.registration import Registration
+from transceiver.sessionid import is_owner
 from transceiver.shared_socket import SharedSocket
-from transceiver.stun import Address
+from transceiver.stun import Address, endpoint
 
 __all__ = ["install", "uninstall"]
 
@@ -220,7 +220,7 @@ def install(
     argument makes no sense, if it was called before with others, or if aiortc is not what it was.
     """
     global _installed
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", id):
+    if not is_owner(id):
         raise ShuntError(f"id {id!r} is not valid", "Use up to 63 of A-Z a-z 0-9 . _ -")
     if capacity < 1:
         raise ShuntError(f"capacity is {capacity}", "Give 1 or more.")
@@ -321,18 +321,15 @@ _OURS: dict[str, tuple[Any, Any]] = {
 
 def _endpoint(text: str) -> Address:
     """IP:PORT, IPv6 in brackets."""
-    host, _, port = text.rpartition(":")
     try:
-        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-        if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-            raise ValueError(f"not a port: {port!r}")
+        host, port = endpoint(text)
     except ValueError as error:
         raise ShuntError(f"udp {text!r} is not IP:PORT", "Write e.g. 10.0.0.7:40000.") from error
-    if address.is_unspecified:
+    if ipaddress.ip_address(host).is_unspecified:
         raise ShuntError(
             f"udp {text!r} names no address", "Give the one that the relay shall send to."
         )
-    return str(address), int(port)
+    return host, port
 
 
 async def _bind(address: Address) -> SharedSocket:
